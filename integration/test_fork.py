@@ -41,7 +41,7 @@ async def test_children_go_on_from_a_running_or_paused_machine_and_leave_nothing
             if not runs:
                 await vm.stop()
             files = []
-            async with vm.fork(3, directory=tmp_path) as children:
+            async with vm.fork(3, directory=tmp_path if runs else None) as children:
                 assert children.standstill_s < 1
                 async for child in children:
                     assert (await child.vm.status()).running
@@ -87,8 +87,8 @@ async def test_child_that_cannot_be_started_says_why_and_the_others_live(qemu, i
         assert set(before) - set(listing(tmp_path)) == set()
 
 
-async def end_in_a_fork(vm, directory):
-    async with vm.fork(1, directory=directory):
+async def end_in_a_fork(vm):
+    async with vm.fork(1):
         await write(vm, *WRITE)
         await vm.execute("quit")
         await vm.wait_ended()
@@ -100,7 +100,7 @@ async def test_parent_that_ends_in_the_block_is_an_error_that_names_what_to_star
     vda = images("base")
     async with parent(qemu, vda.active) as vm:
         with pytest.raises(Incomplete, match="could not be merged back") as caught:
-            await end_in_a_fork(vm, tmp_path)
+            await end_in_a_fork(vm)
     (overlay,) = [file for file in listing(tmp_path) if re.search(r"fork-\w+\.qcow2$", file)]
     assert f"vda to {tmp_path / overlay}" in caught.value.message
     assert qemu.read(tmp_path / overlay) == overwritten(content(1), WRITE)

@@ -14,9 +14,11 @@ from typing import Final, Generic
 import anyio
 
 from qmpsnap.errors import QmpsnapError
+from qmpsnap.model.parse_machine import parse_memory
 from qmpsnap.one_machine import M, OneMachine, Starter
 from qmpsnap.own_checkpoint import take, take_back
 from qmpsnap.run.disk import in_thread, made_in_thread
+from qmpsnap.run.fast_place import fast_place
 from qmpsnap.run.log import get_logger
 from qmpsnap.run.scratch import Scratch
 from qmpsnap.template import Template, template_of
@@ -66,6 +68,9 @@ class Children(Generic[M]):
         self.standstill_s = standstill_s
         self._children: list[Child[M]] = []
         self._changed = anyio.Event()
+
+    def __repr__(self) -> str:
+        return f"<Children: {len(self._children)} of {self.count} so far>"
 
     async def __aiter__(self) -> AsyncIterator[Child[M]]:
         """Yield each machine as soon as it runs or could not be started."""
@@ -146,15 +151,17 @@ async def fork(
         wake: Called with each of them once its guest runs; None: no function.
     """
     async with AsyncExitStack() as stack:
-        place = await made_in_thread(partial(Scratch, directory), Scratch.close)
-        stack.push_async_callback(_close_shielded, place)
+        place = await _scratch(stack, directory)
+        fast = "" if directory else await _fast_place(vm)
+        memory_place = await _scratch(stack, fast) if fast else place
         name, standstill = of, None
         if not of:
             name = f"{_PREFIX}{secrets.token_hex(4)}"
-            plan, taken = await take(vm, name)
+            memory = posixpath.join(memory_place.path, "checkpoint") if fast else ""
+            plan, taken = await take(vm, name, memory=memory)
             standstill = taken.standstill_s
             stack.push_async_exit(lambda _, error, __: take_back(vm, name, plan, error))
-        where = posixpath.join(place.path, "template")
+        where = posixpath.join(memory_place.path, "template")
         template = await template_of(vm, name, where, launcher, scratch=place.path, lasting=False)
         stack.push_async_callback(_remove, template)
         children: Children[M] = Children(count, standstill)
@@ -171,6 +178,21 @@ async def fork(
                 starter.end()
         if failure is not None:
             raise failure
+
+
+async def _scratch(stack: AsyncExitStack, directory: str) -> Scratch:
+    place = await made_in_thread(partial(Scratch, directory), Scratch.close)
+    stack.push_async_callback(_close_shielded, place)
+    return place
+
+
+async def _fast_place(vm: OneMachine) -> str:
+    """A directory in the host's memory with room for the guest's memory twice; "" if there is none.
+
+    QAPI: query-memory-size-summary (machine.json).
+    """
+    memory = parse_memory(await vm.execute("query-memory-size-summary"))
+    return await in_thread(partial(fast_place, 2 * memory))
 
 
 async def _close_shielded(place: Scratch) -> None:

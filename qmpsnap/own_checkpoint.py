@@ -8,10 +8,19 @@ from typing import Final
 
 import anyio
 
-from qmpsnap.errors import Changed, Incomplete, Interrupted, LinkLost, NotFound, QmpsnapError, Unsupported
+from qmpsnap.errors import (
+    Changed,
+    Incomplete,
+    Interrupted,
+    InvalidTarget,
+    LinkLost,
+    NotFound,
+    QmpsnapError,
+    Unsupported,
+)
 from qmpsnap.model.hints import command
 from qmpsnap.one_machine import OneMachine
-from qmpsnap.plan.intent import Checkpoint, Commit, Delete, Mode
+from qmpsnap.plan.intent import Checkpoint, Commit, Delete
 from qmpsnap.plan.plan import Plan
 from qmpsnap.run.disk import in_thread
 from qmpsnap.run.log import get_logger
@@ -22,22 +31,55 @@ _log = get_logger("qmpsnap.template")
 _UNDO_LIMIT: Final = 30.0  # seconds in which an overlay must be merged back after the caller's cancellation
 
 
-async def take(vm: OneMachine, name: str) -> tuple[Plan, Done]:
-    """Take a checkpoint in the way that pauses the guest for the shortest time, and leaves it as it was.
+async def planned(vm: OneMachine, name: str, *, memory: str = "") -> Plan:
+    """Plan a checkpoint in the way that pauses the guest for the shortest time, and leaves it as it was.
+
+    Args:
+        vm: The machine.
+        name: The checkpoint's name.
+        memory: A file that takes its memory if the guest keeps running meanwhile, and if this QEMU can be
+            given that file; "": beside the first disk's active layer.
+    """
+    ways: list[Checkpoint] = []
+    if (await vm.status()).running:
+        files = (memory, "") if memory else ("",)
+        ways = [Checkpoint(name, "background", file) for file in files]
+    for way in ways:
+        with suppress(Unsupported, *([InvalidTarget] if way.memory else [])):
+            return await _planned(vm, way)
+    return await _planned(vm, Checkpoint(name, "in-place"))
+
+
+async def _planned(vm: OneMachine, checkpoint: Checkpoint) -> Plan:
+    try:
+        return await vm.plan(checkpoint)
+    except InvalidTarget as error:
+        if "--memory" in error.hint:  # which our caller does not have
+            error.hint = (
+                "free some space there, or take a checkpoint first, whose memory is elsewhere "
+                "(checkpoint NAME --memory FILE), and use that"
+            )
+        raise
+
+
+async def take(vm: OneMachine, name: str, *, memory: str = "") -> tuple[Plan, Done]:
+    """Take a checkpoint as `planned` plans it.
 
     After a failure or a cancellation it is deleted again: see `take_back`.
 
     Returns:
         Its plan, and its result.
     """
-    if (await vm.status()).running:
-        with suppress(Unsupported):  # of such memory, or over such a monitor
-            return await _taken(vm, name, "background")
-    return await _taken(vm, name, "in-place")
+    plan = await planned(vm, name, memory=memory)
+    try:
+        return await _taken(vm, name, plan)
+    except Unsupported:  # only now QEMU says whether it can follow the writes to such memory
+        if not isinstance(plan.intent, Checkpoint) or plan.intent.mode != "background":
+            raise
+    return await _taken(vm, name, await _planned(vm, Checkpoint(name, "in-place")))
 
 
-async def _taken(vm: OneMachine, name: str, mode: Mode) -> tuple[Plan, Done]:
-    plan = await vm.plan(Checkpoint(name, mode))
+async def _taken(vm: OneMachine, name: str, plan: Plan) -> tuple[Plan, Done]:
     try:
         return plan, await vm.run(plan)
     except QmpsnapError as error:

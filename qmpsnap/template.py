@@ -14,6 +14,7 @@ import anyio
 
 from qmpsnap.errors import (
     Busy,
+    Changed,
     CommandFailed,
     InvalidTarget,
     MachineDiffers,
@@ -146,15 +147,27 @@ class Template(Generic[M]):
     async def remove(self) -> None:
         """Remove the template, and the images that show that its layers are needed.
 
+        Files of yours in its directory stay, and so does the directory then. What somebody else has removed
+        is not missed.
+
         Raises:
             Busy: When a clone of it is running.
-            InvalidTarget: When a file cannot be removed; call it again then.
+            InvalidTarget: When a file cannot be removed; `changed` says whether others were. Call it again
+                then.
         """
         memory = posixpath.join(self.directory, MEMORY)
         if await in_thread(partial(held, memory, self.record.name)):
             raise Busy(f"a clone of {self.record.name!r} is running", node="", job_id="", hint="end it first")
-        await remove_keepers(self.record.keepers)
-        await in_thread(partial(template_files.remove_files, self.directory))
+        removed = await remove_keepers(self.record.keepers)
+        try:
+            await in_thread(partial(template_files.remove_files, self.directory))
+        except InvalidTarget as error:
+            if removed:
+                error.changed = Changed.YES
+            raise
+
+    def __repr__(self) -> str:
+        return f"<Template {self.name!r} in {self.directory!r}>"
 
     def to_json(self) -> dict[str, object]:
         """The template as `--json` prints it; `taken`, `chains` and `active` are of the checkpoint."""
@@ -260,6 +273,7 @@ async def template_of(
     partly = template_files.Partial
     unfinished = await made_in_thread(partial(partly, directory, state.fingerprint.memory), partly.close)
     kept: dict[str, str] = {}
+    complete = False
     try:
         unkept = await create_keepers(views, name, kept, synced=lasting) if keepers else ()
         disks = await in_thread(partial(_disks, views))
@@ -281,13 +295,14 @@ async def template_of(
         )
         await in_thread(partial(_refuse_written, views, disks))
         await in_thread(partial(unfinished.finish, record))
+        complete = True
     except BaseException:
         with anyio.CancelScope(shield=True), suppress(QmpsnapError):
             await remove_keepers(kept)
         raise
     finally:
         with anyio.CancelScope(shield=True):
-            await in_thread(unfinished.close)
+            await in_thread(partial(unfinished.close, keep=complete))
     return Template(directory, record, launcher, unkept=unkept)
 
 

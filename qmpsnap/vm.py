@@ -104,6 +104,9 @@ class VM:
         self.jobs = Jobs(target, self._executor, self._planning)
         self._backups = Backups(self._executor, self._planning, self.jobs)
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name!r}, pid {self.pid}>"
+
     @property
     def pid(self) -> int | None:
         """QEMU's process if it is known, else None."""
@@ -907,7 +910,8 @@ class VM:
             of: An existing checkpoint; None: one is taken.
             launcher: Starts each child, and a helper QEMU; None: that of this machine.
             directory: Directory for what is thrown away, with room for the memory, the checkpoint excepted;
-                a tmpfs is faster. None: that for temporary files.
+                a tmpfs is faster. None: that for temporary files, but /dev/shm for the memory, the
+                checkpoint's too, if there and in the host's memory is room for it.
             wake: Called with each child once its guest runs, for its clock and its random seed are those of
                 the parent. If it raises an error, the child ends, and its error is an Incomplete.
 

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import posixpath
 from typing import TYPE_CHECKING
 
 import anyio
 import pytest
 
 from qmpsnap.errors import Changed, CommandFailed, Interrupted, InvalidTarget
-from qmpsnap.own_checkpoint import take
+from qmpsnap.model.files import DirFact
+from qmpsnap.own_checkpoint import planned, take
+from qmpsnap.plan.intent import Checkpoint, Mode
 from tests.each import each
 from tests.run.operations import vm_of
 from tests.run.states import fake_of
@@ -84,3 +87,29 @@ async def test_checkpoint_that_fails_after_its_overlays_were_put_on_leaves_none(
         await take(vm, "t1")
     assert (caught.value.changed, caught.value.left) == (Changed.NO, ())
     assert (await vm.graph()).chains() == chains
+
+
+@each(("running", "mode"), [(True, "background"), (False, "in-place")])
+async def test_guest_that_runs_keeps_running_and_one_that_is_paused_is_saved_in_place(
+    mode: Mode, *, running: bool
+) -> None:
+    vm = vm_of(fake_of(running=running, old=False))
+    assert (await planned(vm, "t1")).intent == Checkpoint("t1", mode)
+
+
+async def test_file_that_cannot_take_the_memory_is_replaced_by_the_usual_one() -> None:
+    fake = fake_of(running=True, old=False)
+    fake.files.directories["/full"] = DirFact("/full", exists=True, writable=True, free_bytes=1)
+    assert (await planned(vm_of(fake), "t1", memory="/full/stream")).intent == Checkpoint("t1", "background")
+    assert (await planned(vm_of(fake), "t1", memory="/t/stream")).intent == Checkpoint(
+        "t1", "background", "/t/stream"
+    )
+
+
+async def test_checkpoint_without_room_is_refused_with_a_way_that_the_caller_has() -> None:
+    fake = fake_of(running=True, old=False)
+    place = posixpath.dirname((await fake.graph()).disks["vda"].active.file)
+    fake.files.directories[place] = DirFact(place, exists=True, writable=True, free_bytes=1 << 20)
+    with pytest.raises(InvalidTarget, match="bytes free") as caught:
+        await planned(vm_of(fake), "t1")
+    assert "(checkpoint NAME --memory FILE), and use that" in caught.value.hint

@@ -11,18 +11,19 @@ from qmpsnap.cli.app import verb
 from qmpsnap.cli.machine import launcher_given
 from qmpsnap.cli.options import FILE, MOMENT, dry_run
 from qmpsnap.cli.output import chain_lines, emit, json_line, start_lines
-from qmpsnap.cli.runner import current_app, run, run_alone, show_plan, show_steps
+from qmpsnap.cli.runner import NextStep, current_app, run, run_alone, show_plan, show_steps
 from qmpsnap.cli.signals import Signals
 from qmpsnap.fork import Child
 from qmpsnap.model.graph import draw
 from qmpsnap.model.printable import printable
 from qmpsnap.model.units import size
-from qmpsnap.plan.intent import Checkpoint
+from qmpsnap.own_checkpoint import planned
 from qmpsnap.plan.plan import Plan
 from qmpsnap.template import Template
 from qmpsnap.vm import VM
 
 _END = "running until Ctrl-C"
+_ENDED = "all of them have ended; this machine writes to the same files as before:"
 
 
 @verb(
@@ -46,7 +47,7 @@ def template(name: str, directory: str) -> None:
     async def work(vm: VM, signals: Signals) -> Template[VM] | Plan | None:
         exists = bool((await vm.moments()).named(name))
         if app.dry_run:
-            return None if exists else await vm.plan(Checkpoint(name, "background"))
+            return None if exists else await planned(vm, name)
         with signals.undone():
             if exists:
                 return await vm.freeze_template(directory, of=name)
@@ -54,9 +55,9 @@ def template(name: str, directory: str) -> None:
 
     result = run(work)
     if result is None:
-        show_steps(("start-helper", {"checkpoint": name, "memory": f"{directory}/memory"}, "host"))
+        show_steps(*_by_helper(name, directory))
     elif isinstance(result, Plan):
-        show_plan(result)
+        show_plan(result, *_by_helper(name, directory))
     elif app.json:
         emit(json_line(op="template", **result.to_json()))
     else:
@@ -87,8 +88,11 @@ def clone(directory: str, keep: str | None) -> None:
         async with AsyncExitStack() as stack:
             source = await qmpsnap.open_template(directory, launcher=launcher)
             vm = await stack.enter_async_context(source.clone(keep=keep))
-            _tell(0, vm, as_json=app.json)
+            _tell(vm, as_json=app.json)
+            active = {name: disk.active.file for name, disk in (await vm.graph()).disks.items()}
             await _until_ctrl_c(signals, as_json=app.json)
+        if keep is not None and not app.json:
+            emit(*start_lines(active))
 
     run_alone(serve)
 
@@ -121,6 +125,11 @@ def fork(count: int, of: str | None) -> None:
                 if failed is not None and count == 1:
                     raise failed
                 await _until_ctrl_c(signals, as_json=app.json)
+            if not app.json:
+                emit(
+                    _ENDED,
+                    *(f"{disk.name}: {draw(disk.files)}" for disk in (await vm.graph()).disks.values()),
+                )
 
     run(serve)
 
@@ -140,22 +149,33 @@ def _template_lines(made: Template[VM]) -> list[str]:
     return [*text, *(start_lines(done.active) if done is not None else ())]
 
 
+def _by_helper(name: str, directory: str) -> tuple[NextStep, ...]:
+    """What is done once the checkpoint exists."""
+    return (
+        ("create-images", {"beside": "each layer", "to-show": "that it is needed"}, "host"),
+        ("start-helper", {"checkpoint": name, "memory": f"{directory}/memory"}, "host"),
+        ("write-state", {"by": "the helper", "file": f"{directory}/state"}, "host"),
+        ("write-record", {"file": f"{directory}/template.json"}, "host"),
+    )
+
+
 def _tell_child(child: Child[VM], *, as_json: bool) -> None:
     if child.machine is not None:
-        _tell(child.number, child.machine, as_json=as_json)
+        _tell(child.machine, number=child.number, as_json=as_json)
     elif as_json:
         emit(json_line(number=child.number, error=str(child.error)))
     else:
         emit(f"{child.number}: not started: {printable(str(child.error))}")
 
 
-def _tell(number: int, vm: VM, *, as_json: bool) -> None:
-    """Print where a machine can be reached."""
+def _tell(vm: VM, *, number: int | None = None, as_json: bool) -> None:
+    """Print where a machine can be reached; `number` is that of a fork's child."""
     socket = vm.qmp if isinstance(vm, qmpsnap.LaunchedVM) else ""
     if as_json:
-        emit(json_line(number=number, pid=vm.pid, qmp=socket))
+        emit(json_line(number=number or 0, pid=vm.pid, qmp=socket))
     else:
-        emit(f"{number}: pid {vm.pid}, {printable(socket) or 'no socket'}")
+        head = "" if number is None else f"{number}: "
+        emit(f"{head}pid {vm.pid}, {printable(socket) or 'no socket'}")
 
 
 async def _until_ctrl_c(signals: Signals, *, as_json: bool) -> None:

@@ -155,35 +155,45 @@ def hooks(signals: Signals, bar: Bar | Lines | None, began: Mapping[str, str] = 
     )
 
 
-def show_plan(plan: Plan) -> None:
-    """Print a plan that was not run."""
+NextStep = tuple[str, Mapping[str, object], str]
+"""A command that a plan does not have: its name, its arguments, and "qmp", "host" or "wait"."""
+
+
+def show_plan(plan: Plan, *then: NextStep) -> None:
+    """Print a plan that was not run, and the steps that would follow it."""
     if current_app().json:
-        emit(json_line(plan=plan.to_json(), changed=False))
-    else:
-        emit(*str(plan).split("\n"), _NOT_SENT)
-
-
-def show_steps(*steps: tuple[str, Mapping[str, object], str]) -> None:
-    """Print commands that were not sent and that change no chain.
-
-    Args:
-        steps: For each its command, its arguments, and "qmp", "host" or "wait".
-    """
-    if current_app().json:
-        listed = [
-            {"command": name, "arguments": dict(arguments), "on": kind} for name, arguments, kind in steps
-        ]
-        emit(json_line(plan={"steps": listed, "before": {}, "after": {}}, changed=False))
+        printed = plan.to_json()
+        if then:
+            printed["then"] = _steps_json(then)
+        emit(json_line(plan=printed, changed=False))
         return
+    steps = sum(len(part.steps) for part in plan.parts)
+    following = ["then:", *_step_lines(then, first=steps + 1)] if then else []
+    emit(*str(plan).split("\n"), *following, _NOT_SENT)
+
+
+def show_steps(*steps: NextStep) -> None:
+    """Print commands that were not sent and that change no chain."""
+    if current_app().json:
+        emit(json_line(plan={"steps": _steps_json(steps), "before": {}, "after": {}}, changed=False))
+    else:
+        emit(*_step_lines(steps), _NOT_SENT)
+
+
+def _steps_json(steps: Iterable[NextStep]) -> list[dict[str, object]]:
+    return [{"command": name, "arguments": dict(arguments), "on": kind} for name, arguments, kind in steps]
+
+
+def _step_lines(steps: Iterable[NextStep], *, first: int = 1) -> list[str]:
     text = []
-    for number, (name, arguments, kind) in enumerate(steps, 1):
+    for number, (name, arguments, kind) in enumerate(steps, first):
         if kind == "qmp":
             sent = json.dumps({"execute": name, "arguments": dict(arguments)}, ensure_ascii=False)
             text.append(f"  {number}. -> {printable(sent)}")
         else:
             details = json.dumps(dict(arguments), ensure_ascii=False, default=str)
             text.append(f"  {number}. {'..' if kind == 'wait' else '**'} {name} {printable(details)}")
-    emit(*text, _NOT_SENT)
+    return text
 
 
 def show_done(done: Done, then: Callable[[Done], Iterable[str]] = lambda _: (), name: str = "") -> None:

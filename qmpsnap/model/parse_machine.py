@@ -203,10 +203,9 @@ def parse_machine(
     migration = read(MigrationInfo, moving, "query-migrate")
     capabilities = read(list[MigrationCapabilityStatus], abilities, "query-migrate-capabilities")
     bandwidth = read(MigrationParameters, settings, "query-migrate-parameters").max_bandwidth
-    memory = read(MemoryInfo, ram, "query-memory-size-summary")
     fingerprint = Fingerprint(
         machine=build.machine,
-        memory=memory.base_memory + memory.plugged_memory,
+        memory=parse_memory(ram),
         cpus=(build.cpu,) * len(read(list[CpuInfoFast], cpus, "query-cpus-fast")),
         devices={**dict(_children(plugged)), **{f"/{name}": type_ for name, type_ in _children(anonymous)}},
         disks={disk.name: disk.active.virtual_size for disk in graph.disks.values() if disk.layers},
@@ -229,6 +228,16 @@ def parse_machine(
         emulated=build.emulated,
         iothreads=bool(read(list[IOThreadInfo], threads, "query-iothreads")),
     )
+
+
+def parse_memory(reply: object) -> int:
+    """Bytes of RAM, from the reply to query-memory-size-summary.
+
+    Raises:
+        Malformed: When it is not of the schema's shape.
+    """
+    memory = read(MemoryInfo, reply, "query-memory-size-summary")
+    return memory.base_memory + memory.plugged_memory
 
 
 def _children(reply: object) -> Iterator[tuple[str, str]]:

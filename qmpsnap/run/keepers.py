@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterable, Mapping
 
-from qmpsnap.errors import InvalidTarget
+from qmpsnap.errors import Changed, InvalidTarget
 from qmpsnap.model.template import keeper_files
 from qmpsnap.model.view import DiskView
 from qmpsnap.run.images import Images
@@ -43,8 +43,20 @@ async def create_keepers(
     return tuple(unkept)
 
 
-async def remove_keepers(keepers: Mapping[str, str]) -> None:
-    """Remove such images, each given with its layer; one that others are based on stays."""
-    images = Images()
+async def remove_keepers(keepers: Mapping[str, str]) -> int:
+    """Remove such images, each given with its layer; return how many there were.
+
+    Raises:
+        InvalidTarget: When one is in use, has data, or cannot be removed; the others are removed.
+    """
+    images, removed = Images(), 0
+    failure: InvalidTarget | None = None
     for file, layer in keepers.items():
-        await images.remove_orphan(file, layer)
+        try:
+            removed += await images.remove_orphan(file, layer)
+        except InvalidTarget as error:
+            failure = failure or error
+    if failure is not None:
+        failure.changed = Changed.YES if removed else Changed.NO
+        raise failure
+    return removed

@@ -16,7 +16,7 @@ import os
 import stat
 from collections.abc import Iterable
 
-from qmpsnap.errors import InvalidTarget, NotFound, TargetExists
+from qmpsnap.errors import Changed, InvalidTarget, NotFound, TargetExists
 from qmpsnap.model.template import (
     MAX_RECORD_BYTES,
     MEMORY,
@@ -41,7 +41,7 @@ class Partial:
     """A template that is not complete.
 
     Attributes:
-        path: Its directory until then.
+        path: Its directory, which `finish` renames.
         memory: The memory file, sparse and of the memory's size.
         state: The file for the devices' state, which does not exist.
     """
@@ -145,7 +145,7 @@ class Partial:
 
         Raises:
             TargetExists: When there is anything of that name by now.
-            InvalidTarget: When that fails; the template stays incomplete.
+            InvalidTarget: When that fails.
         """
         try:
             with os.fdopen(create_file(os.path.join(self.path, RECORD), mode=_READ_ONLY), "wb") as file:
@@ -156,14 +156,14 @@ class Partial:
             if os.path.lexists(self._directory):
                 raise TargetExists(f"{self._directory!r} exists now", file=self._directory)
             os.rename(self.path, self._directory)  # noqa: PTH104 - replaces no directory that holds anything
+            self.path = self._directory
             sync_directory(os.path.dirname(self._directory))
         except (OSError, ValueError) as error:
             raise unusable(self._directory, error, "complete") from error
-        self.path = ""
 
-    def close(self) -> None:
-        """Remove it, unless it is complete; unlock it."""
-        if self.path:
+    def close(self, *, keep: bool = False) -> None:
+        """Unlock it; unless it is to be kept, remove it, also if it is complete."""
+        if not keep:
             remove_tree(self.path)
         os.close(self._lock)
 
@@ -258,14 +258,30 @@ def refuse_changed(directory: str, record: TemplateRecord) -> None:
 def remove_files(directory: str) -> None:
     """Remove the files of a template, the record last, and its directory if nothing else is in it.
 
+    What does not exist is not missed.
+
     Raises:
-        InvalidTarget: When a file cannot be removed; try again then.
+        InvalidTarget: When a file cannot be removed; `changed` says whether others were. Try again then.
     """
+    removed = False
     try:
         for name in (MEMORY, STATE, RECORD):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(os.path.join(directory, name))
-        os.rmdir(directory)
-        sync_directory(os.path.dirname(directory))
+                removed = True
+        with contextlib.suppress(FileNotFoundError):
+            _remove_empty(directory)
+            sync_directory(os.path.dirname(directory))
     except OSError as error:
-        raise unusable(directory, error, "remove") from error
+        failure = unusable(directory, error, "remove")
+        failure.changed = Changed.YES if removed else Changed.NO
+        raise failure from error
+
+
+def _remove_empty(directory: str) -> None:
+    """Remove a directory, unless something is in it."""
+    try:
+        os.rmdir(directory)
+    except OSError as error:
+        if error.errno not in {errno.ENOTEMPTY, errno.EEXIST}:
+            raise

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from msgspec.structs import replace
 
-from qmpsnap.errors import InvalidTarget, NotFound, TargetExists
+from qmpsnap.errors import Changed, InvalidTarget, NotFound, TargetExists
 from qmpsnap.run.template_files import (
     Partial,
     create_directory,
@@ -42,7 +42,7 @@ def made(place: Path, *, sealed: bool = True) -> TemplateRecord:
     memory, state = partial.seal(sealed=sealed)
     record = replace(RECORD, memory=memory, state=state, disks={}, keepers={})
     partial.finish(record)
-    partial.close()
+    partial.close(keep=True)
     return record
 
 
@@ -69,6 +69,15 @@ def test_template_that_is_not_complete_is_removed(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == [".t1.partial"]
     with pytest.raises(TargetExists, match="another process is making"):
         Partial(str(tmp_path / "t1"), SIZE)
+    partial.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_complete_template_that_nobody_is_to_get_is_removed(tmp_path: Path) -> None:
+    """As after a cancellation while it got its name."""
+    partial = Partial(str(tmp_path / "t1"), SIZE)
+    partial.finish(RECORD)
+    assert [path.name for path in tmp_path.iterdir()] == ["t1"]
     partial.close()
     assert list(tmp_path.iterdir()) == []
 
@@ -138,9 +147,22 @@ def test_what_is_no_template_is_not_read(tmp_path: Path) -> None:
 def test_remove_leaves_what_is_not_the_template_s(tmp_path: Path) -> None:
     made(tmp_path / "t1")
     (tmp_path / "t1" / "notes").touch()
-    with pytest.raises(InvalidTarget, match="not empty"):
-        remove_files(str(tmp_path / "t1"))
+    remove_files(str(tmp_path / "t1"))
     assert [path.name for path in (tmp_path / "t1").iterdir()] == ["notes"]
     (tmp_path / "t1" / "notes").unlink()
-    remove_files(str(tmp_path / "t1"))
-    assert list(tmp_path.iterdir()) == []
+    for _ in range(2):  # the second time it is gone
+        remove_files(str(tmp_path / "t1"))
+        assert list(tmp_path.iterdir()) == []
+
+
+@each(("first", "changed"), [("memory", Changed.NO), ("state", Changed.YES)])
+def test_remove_that_fails_says_whether_anything_was_removed(
+    first: str, changed: Changed, tmp_path: Path
+) -> None:
+    place = tmp_path / first
+    made(place)
+    (place / first).unlink()
+    (place / first).mkdir()  # which unlink() refuses
+    with pytest.raises(InvalidTarget) as caught:
+        remove_files(str(place))
+    assert (caught.value.changed, (place / "template.json").exists()) == (changed, True)
