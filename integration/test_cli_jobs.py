@@ -199,7 +199,7 @@ def test_progress_is_a_line_at_a_time_on_stderr(vda):
 
 def test_events_are_a_line_each_until_the_link_is_lost(vda):
     running, cli, _ = vda
-    process = cli.start("--json", "events")
+    process = cli.start("--json", "events", "st*", "RESUME")
     for word in ("cont", "stop") * 100:
         running.qmp(word)
         if select.select([process.stdout], [], [], 0.05)[0]:
@@ -213,6 +213,8 @@ def test_events_are_a_line_each_until_the_link_is_lost(vda):
 
 def test_events_end_quietly_when_the_reader_goes(vda):
     running, cli, _ = vda
+    refused = cli("--json", "events", "STPO")
+    assert (refused.code, refused.json["error"]["hint"]) == (3, "did you mean STOP?")
     process = cli.start("events")
     for word in ("cont", "stop") * 100:
         running.qmp(word)

@@ -15,7 +15,9 @@ from qmpsnap.cli.app import App
 from qmpsnap.cli.machine import opened
 from qmpsnap.errors import QmpsnapError
 from qmpsnap.model.disk_names import find_disk
+from qmpsnap.model.features import SchemaInfo, event_names
 from qmpsnap.model.graph import Graph
+from qmpsnap.model.qapi import read
 from qmpsnap.vm import VM
 
 T = TypeVar("T")
@@ -29,6 +31,17 @@ def commands(context: click.Context) -> list[str]:
     """Complete COMMAND with what query-commands lists."""
     replies = _ask(context, lambda vm: vm.execute("query-commands"))
     return sorted(str(command["name"]) for command in replies) if isinstance(replies, list) else []
+
+
+def events(context: click.Context) -> list[str]:
+    """Complete NAME with the events that this QEMU can send."""
+    return _ask(context, known_events) or []
+
+
+async def known_events(vm: VM) -> list[str]:
+    """Names of the events that this QEMU can send. QAPI: query-qmp-schema (introspect.json)."""
+    command = "query-qmp-schema"
+    return event_names(read(list[SchemaInfo], await vm.execute(command), command))
 
 
 def is_word(name: str) -> bool:

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import stat
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import UTC, datetime
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
 
 import anyio
 import click
 
 from qmpsnap.cli.app import verb
+from qmpsnap.cli.candidates import known_events
 from qmpsnap.cli.machine import refuse_off
+from qmpsnap.cli.options import EVENT
 from qmpsnap.cli.output import emit, json_line
+from qmpsnap.cli.reader import reader_gone
 from qmpsnap.cli.report import INTERRUPTED
 from qmpsnap.cli.runner import current_app, run
 from qmpsnap.cli.signals import Signals
-from qmpsnap.errors import Changed, Interrupted, LinkLost
+from qmpsnap.errors import Changed, Interrupted, LinkLost, NotFound, TargetError
 from qmpsnap.model.printable import printable
 from qmpsnap.run.session.event import Event
 from qmpsnap.vm import VM
@@ -28,30 +29,50 @@ from qmpsnap.vm import VM
 
 @verb(
     "events",
-    example="qmpsnap -s /run/vm1/qmp.sock --json events | jq .event",
+    example="qmpsnap -s /run/vm1/qmp.sock events 'BLOCK_JOB_*' SHUTDOWN",
     short_help="Print QEMU's events as they arrive.",
 )
-def events() -> None:
-    """Print QEMU's events, one a line, until the link is lost (exit 5) or Ctrl-C (exit 130)."""
+@click.argument("names", metavar="[NAME]...", nargs=-1, type=EVENT)
+@click.option(
+    "--count",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Exit with 0 after N events. [default: no limit]",
+)
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="Exit after so many seconds: with 0, or with 4 if --count events have not come. [default: no limit]",
+)
+def events(names: tuple[str, ...], count: int | None, timeout: float | None) -> None:
+    """Print QEMU's events, one a line, until the link is lost (exit 5) or Ctrl-C (exit 130).
+
+    With NAMEs only these events are printed. A NAME may be a pattern with *, ? and [...].
+    """
     app = current_app()
     refuse_off(app, "events")
+    wanted = Wanted(tuple(name.upper() for name in names), count)
 
     async def work(vm: VM, _: Signals) -> str:
-        closed = anyio.Event()
+        enough = anyio.Event()
 
         def sink(event: Event) -> None:
-            if not closed.is_set() and not emit(_json(event) if app.json else _text(event)):
-                closed.set()
+            if enough.is_set() or not wanted.takes(event):
+                return
+            if not emit(_json(event) if app.json else _text(event)) or wanted.enough:
+                enough.set()
 
-        with vm.events(sink), _reader_gone(closed.set):
-            lost = asyncio.ensure_future(vm.wait_lost())
-            gone = asyncio.ensure_future(closed.wait())
-            try:
-                await asyncio.wait({lost, gone}, return_when=asyncio.FIRST_COMPLETED)
-                return lost.result() if lost.done() else ""
-            finally:
-                for task in (lost, gone):
-                    task.cancel()
+        with vm.events(sink), reader_gone(enough.set), anyio.move_on_after(timeout):
+            if names:
+                wanted.check(await known_events(vm))
+            return await _first(vm, enough)
+        if wanted.missing:
+            raise TargetError(
+                f"only {wanted.seen} of {count} events came within {timeout:g} s",
+                hint="wait longer, or check the names: qmpsnap events prints every event",
+            )
+        return ""
 
     try:
         reason = run(work)
@@ -66,25 +87,69 @@ def events() -> None:
         )
 
 
-@contextmanager
-def _reader_gone(notify: Callable[[], object]) -> Iterator[None]:
-    """Call `notify` when stdout is a pipe whose reader is gone, even while no event arrives."""
-    descriptor = sys.stdout.fileno()
-    if not stat.S_ISFIFO(os.fstat(descriptor).st_mode):
-        yield
-        return
-    # A pipe that we write to is never readable: only its end wakes us.
-    loop = asyncio.get_running_loop()
-
-    def ended() -> None:
-        loop.remove_reader(descriptor)
-        notify()
-
-    loop.add_reader(descriptor, ended)
+async def _first(vm: VM, enough: anyio.Event) -> str:
+    """Wait until the link is lost, and return why, or until there were enough events, and return ""."""
+    lost = asyncio.ensure_future(vm.wait_lost())
+    ended = asyncio.ensure_future(enough.wait())
     try:
-        yield
+        await asyncio.wait({lost, ended}, return_when=asyncio.FIRST_COMPLETED)
+        return "" if ended.done() else lost.result()
     finally:
-        loop.remove_reader(descriptor)
+        for task in (lost, ended):
+            task.cancel()
+
+
+class Wanted:
+    """The events to print.
+
+    Args:
+        patterns: Their names, in capitals, or patterns of the shell; none: every event.
+        count: How many are enough; None: any number.
+
+    Attributes:
+        seen: How many of them have come.
+    """
+
+    def __init__(self, patterns: tuple[str, ...], count: int | None) -> None:
+        self.seen = 0
+        self._patterns = patterns
+        self._count = count
+
+    def takes(self, event: Event) -> bool:
+        """Whether the event is one of them; it is counted."""
+        if self._patterns and not any(fnmatchcase(event.name, pattern) for pattern in self._patterns):
+            return False
+        self.seen += 1
+        return True
+
+    @property
+    def enough(self) -> bool:
+        """Whether no more are wanted."""
+        return self.seen == self._count
+
+    @property
+    def missing(self) -> bool:
+        """Whether more were wanted than have come."""
+        return self._count is not None and self.seen < self._count
+
+    def check(self, known: Sequence[str]) -> None:
+        """Refuse a name that can never come.
+
+        Args:
+            known: The events that this QEMU can send.
+
+        Raises:
+            NotFound: When a pattern fits none of them.
+        """
+        for pattern in self._patterns:
+            if not any(fnmatchcase(name, pattern) for name in known):
+                similar = get_close_matches(pattern, known, n=3)
+                raise NotFound(
+                    f"this QEMU has no event {pattern!r}",
+                    hint=f"did you mean {' or '.join(similar)}?"
+                    if similar
+                    else f"its events are {', '.join(known)}",
+                )
 
 
 def _json(event: Event) -> str:

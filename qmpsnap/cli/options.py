@@ -92,6 +92,7 @@ class _Speed(click.ParamType):  # type: ignore[type-arg]  # generic since click 
 
 
 COMMAND = _Name("command", candidates.commands)
+EVENT = _Name("event", candidates.events)
 DISK = _Live("disk", candidates.disks)
 LAYER = _Live("layer", candidates.layers)
 JOB = _Live("job", candidates.jobs)

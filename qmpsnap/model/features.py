@@ -23,9 +23,10 @@ class SchemaInfoMember(Reply, frozen=True):
 
 
 class SchemaInfo(Reply, frozen=True):
-    """A command, with the name of its arguments' type, or a type. QAPI: query-qmp-schema."""
+    """A command, with the name of its arguments' type, an event, or a type. QAPI: query-qmp-schema."""
 
     name: str
+    meta_type: str = ""
     arg_type: str = ""
     members: tuple[SchemaInfoMember, ...] = ()
 
@@ -66,3 +67,8 @@ def has_argument(schema: Iterable[SchemaInfo], command: str, argument: str) -> b
     entries = {entry.name: entry for entry in schema}
     kind = entries.get(entries[command].arg_type) if command in entries else None
     return kind is not None and argument in {member.name for member in kind.members}
+
+
+def event_names(schema: Iterable[SchemaInfo]) -> list[str]:
+    """Names of all events, sorted."""
+    return sorted(entry.name for entry in schema if entry.meta_type == "event")

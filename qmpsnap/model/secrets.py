@@ -33,9 +33,13 @@ _PROPERTIES = frozenset({"data", "password"})
 
 # Commands of the human monitor whose arguments contain, or may contain, a secret.
 _SPOKEN = re.compile(
-    r"\s*(set_password|object_add|sendkey|ringbuf_write|qom-set\s+\S+\s+(?:data|password)|change\s+vnc)\b\s*"
+    r"\s*(set_password|object_add|sendkey|ringbuf_write|qom-set\s+\S+\s+\"?(?:data|password)|change\s+vnc)"
+    r"\b\"?\s*"
 )
+_ASKED = re.compile(r"\s*qom-get\s+\S+\s+\"?(?:data|password)\b")
 _IN_A_URL = re.compile(r"(://[^/@:\s\"]*:)[^/@\s\"]+@")
+# The cookie of a node that QEMU names by json:, in a text or in a text within JSON.
+_COOKIE = re.compile(r'(\\*"cookie\\*":\s*\\*")[^"\\]+')
 
 
 def mask_secrets(message: Mapping[str, Any]) -> dict[str, Any]:
@@ -58,18 +62,45 @@ def mask_secrets(message: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def answers_secret(message: Mapping[str, Any]) -> bool:
-    """Whether the reply to a command is a secret."""
+    """Whether the reply to a command is a secret, or may contain one."""
     arguments = message.get("arguments")
-    return (
-        message.get("execute") == "qom-get"
-        and isinstance(arguments, Mapping)
-        and arguments.get("property") in _PROPERTIES
-    )
+    if not isinstance(arguments, Mapping):
+        return False
+    match message.get("execute"):
+        case "qom-get":
+            return arguments.get("property") in _PROPERTIES
+        case "qom-list-get":
+            return True
+        case "human-monitor-command":
+            return _ASKED.match(str(arguments.get("command-line", ""))) is not None
+        case _:
+            return False
+
+
+def mask_answer(value: Any) -> object:  # noqa: ANN401 - JSON
+    """Return what such a command returned, with each secret replaced by the mask.
+
+    Args:
+        value: A secret itself, or the properties of objects, as qom-list-get returns them.
+    """
+    match value:
+        case list():
+            return [mask_answer(item) if isinstance(item, list | dict) else item for item in value]
+        case {"name": str(name), "value": _}:
+            return {**value, "value": MASK} if name in _PROPERTIES else value
+        case dict():
+            return {
+                key: mask_answer(item) if isinstance(item, list | dict) else item
+                for key, item in value.items()
+            }
+        case _:
+            return MASK
 
 
 def without_passwords(text: str) -> str:
-    """Return text with the password masked in each URL, as in https://user:password@host/."""
-    return _IN_A_URL.sub(rf"\1{MASK}@", text) if "://" in text else text
+    """Return text with its secrets masked: passwords in URLs (https://user:password@host/), and cookies."""
+    text = _IN_A_URL.sub(rf"\1{MASK}@", text) if "://" in text else text
+    return _COOKIE.sub(rf"\1{MASK}", text) if '"cookie' in text or 'cookie\\"' in text else text
 
 
 def _mask(value: object, name: str, names: frozenset[str]) -> object:

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 
-from qmpsnap.model.secrets import answers_secret, mask_secrets, without_passwords
+from qmpsnap.model.secrets import answers_secret, mask_answer, mask_secrets, without_passwords
 
 
 def command(name, **arguments):
@@ -45,6 +47,7 @@ MASKED = [
             (" object_add secret,id=s,data=hunter2", "object_add ***"),
             ("change vnc password hunter2", "change vnc ***"),
             ("qom-set /objects/s0 data hunter2", "qom-set /objects/s0 data ***"),
+            ('qom-set /objects/s0 "data" hunter2', 'qom-set /objects/s0 "data ***'),
             ("sendkey h", "sendkey ***"),
         ]
     ),
@@ -80,6 +83,38 @@ def test_answers_secret_knows_the_properties_of_secret_objects():
     assert answers_secret(command("qom-get", path="/objects/s0", property="data"))
     assert not answers_secret(command("qom-get", path="/machine", property="type"))
     assert not answers_secret({"execute": "qom-get"})
+
+
+@pytest.mark.parametrize(
+    ("line", "secret"),
+    [
+        ("qom-get /objects/s0 data", True),
+        (' qom-get "/objects/s0" "password"', True),
+        ("qom-get /machine type", False),
+        ("info qom-tree", False),
+    ],
+)
+def test_answers_secret_knows_the_human_monitor_s_command(line, secret):
+    assert answers_secret(command("human-monitor-command", **{"command-line": line})) is secret
+
+
+def test_masked_answer_keeps_its_shape():
+    assert answers_secret(command("qom-list-get", paths=["/objects/s0"]))
+    properties = [
+        {"name": "format", "value": "raw", "type": "QCryptoSecretFormat"},
+        {"name": "data", "value": "hunter2", "type": "string"},
+    ]
+    assert mask_answer([{"properties": properties}]) == [
+        {"properties": [properties[0], {**properties[1], "value": "***"}]}
+    ]
+    assert mask_answer('"hunter2"\r\n') == "***"
+
+
+def test_without_passwords_masks_the_cookie_of_a_node_s_name():
+    name = 'json:{"driver": "https", "cookie": "id=1; k=2", "url": "https://h/d"}'
+    masked = name.replace("id=1; k=2", "***")
+    assert without_passwords(name) == masked
+    assert json.loads(without_passwords(json.dumps({"file": name}))) == {"file": masked}
 
 
 def test_without_passwords_keeps_urls_without_any():

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from qmpsnap.errors import TargetExists
-from qmpsnap.model.secrets import MASK, answers_secret, mask_secrets, without_passwords
+from qmpsnap.model.secrets import answers_secret, mask_answer, mask_secrets, without_passwords
 from qmpsnap.run.log import get_logger
 from qmpsnap.run.os_errors import reason, unusable
 from qmpsnap.run.safe_open import create_file
@@ -58,10 +58,10 @@ class Recorder:
         raw = bytes(message).strip()
         if self._secret and (command_id := message.get("id")) in list(self._secret) and "return" in message:
             self._secret.discard(command_id)
-            raw = json.dumps({**message, "return": MASK}).encode()
+            raw = json.dumps({**message, "return": mask_answer(message["return"])}).encode()
         elif not raw.isascii():
             raw = json.dumps(dict(message)).encode()
-        if b"://" in raw:
+        if b"://" in raw or b"cookie" in raw:
             raw = without_passwords(raw.decode()).encode()
         self._line(b"qemu", raw)
 
