@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from qmpsnap.model.kept_state import KeptState
     from qmpsnap.model.machine import Fingerprint, Status
     from qmpsnap.model.machine_description import Accelerator, Bus, Machine, MachineDisk, Nic
+    from qmpsnap.model.meaning.table import MEANINGS, Meaning, explain
     from qmpsnap.model.moments import Moment, MomentKind, MomentPart, Moments
     from qmpsnap.model.record import IntentRecord, Member, MomentRecord, Origin
     from qmpsnap.model.start import GuestMemory, Start
@@ -113,7 +114,7 @@ __all__ = [  # noqa: RUF022
     "Moments", "Moment", "MomentKind", "MomentPart", "Tree", "TreeImage", "TreeLine", "Owner",
     "MomentRecord", "IntentRecord", "Origin", "Member",
     "KeptState", "Fingerprint", "Bitmap", "Job", "JobPlace", "JobStatus", "Status", "IoStatus", "Event",
-    "draw",
+    "draw", "explain", "Meaning", "MEANINGS",
     "QmpsnapError", "Changed",
     "Refused", "NotFound", "AmbiguousName", "NotInChain", "Busy", "TargetExists", "InvalidTarget",
     "FileMoved", "ImageInUse", "StillNeeded", "WouldLose", "Unsupported", "UnsafeImage", "BadArgument",
@@ -138,6 +139,7 @@ _HOMES = (
     "model.job_place",
     "model.machine",
     "model.machine_description",
+    "model.meaning.table",
     "model.moments",
     "model.record",
     "model.start",

@@ -143,8 +143,8 @@ async def test_every_public_result_spells_itself_as_json_and_is_tried_here() -> 
     ]
     parts = [*graph.disks["vda"].layers, *moments, *(part for moment in moments for part in moment.held)]
     tried = {type(result).__name__ for result in [*await results(), *parts]}
-    # Below, and in model/test_job_place.py and test_template.py.
-    assert expected - tried == {"IntentRecord", "JobPlace", "Template"}
+    # Below, and in model/test_job_place.py, test_template.py and cli/test_explain.py.
+    assert expected - tried == {"IntentRecord", "JobPlace", "Template", "Meaning"}
 
 
 def test_parts_of_results_spell_themselves_as_json() -> None:

@@ -80,6 +80,12 @@ def all_texts() -> tuple[Text, ...]:
     )
 
 
+def lines(text: str) -> list[str]:
+    """The command lines in a text: those between backticks if there are any, as in the tables of meanings."""
+    marked = re.findall(r"`qmpsnap ([a-z][^`]*)`", text)
+    return marked or re.findall(r"\bqmpsnap ([a-z].*?)(?=\bqmpsnap |$)", text, re.DOTALL)
+
+
 def verb_of(words: list[str]) -> tuple[click.Command, list[str]]:
     """The verb that the words begin with, and the words after it.
 
@@ -127,7 +133,7 @@ def test_each_command_line_that_a_text_names_can_be_typed(all_texts: tuple[Text,
     wrong = [
         f"{one.place}: {fault}: {one.text}"
         for one in all_texts
-        for line in re.findall(r"\bqmpsnap ([a-z].*?)(?=\bqmpsnap |$)", one.text, re.DOTALL)
+        for line in lines(one.text)
         for fault in faults(line)
         if not one.text.startswith("qmpsnap, ")  # its version
     ]
@@ -152,7 +158,7 @@ def test_each_option_that_a_text_names_is_one_of_a_verb(all_texts: tuple[Text, .
 
 
 def test_no_text_tells_to_send_a_command_of_qemu_without_saying_how(all_texts: tuple[Text, ...]) -> None:
-    bare = re.compile(rf"(?<!qmpsnap )(?<!qmpsnap qmp )(?<![\w/'\"-])({QEMU})(?![\w/'\"-])")
+    bare = re.compile(rf"(?<!qmpsnap )(?<!qmpsnap qmp )(?<![\w/'\"`-])({QEMU})(?![\w/'\"`-])")
     wrong = [
         f"{one.place}: {found[1]}: {one.text}"
         for one in all_texts

@@ -3,11 +3,13 @@
 cli-help VERB...     what `qmpsnap VERB... --help` prints
 errors               every class of errors.py, its exit code, and when it is raised
 job-states           QEMU's states of a job, what may follow each, and what can be asked of it there
+meanings KIND        the words of a kind that `qmpsnap explain` knows, their meaning, and what to do
 """
 
 from __future__ import annotations
 
 import inspect
+import re
 from typing import TYPE_CHECKING
 
 from click.testing import CliRunner
@@ -17,6 +19,7 @@ from sphinx.util.docutils import SphinxDirective
 from qmpsnap import errors
 from qmpsnap.cli.app import App, cli
 from qmpsnap.model.job import TRANSITIONS, VERBS
+from qmpsnap.model.meaning.table import MEANINGS
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
@@ -76,6 +79,34 @@ class JobStates(SphinxDirective):
         return [_table(["state", "may become", "takes"], rows)]
 
 
+class Meanings(SphinxDirective):
+    """The table of the words of one kind."""
+
+    required_arguments = 1
+    final_argument_whitespace = True
+
+    def run(self) -> list[nodes.Node]:
+        """Make one row a word."""
+        rows = [
+            [nodes.literal(text=meaning.word), _marked(meaning.text), _marked(meaning.advice)]
+            for meaning in MEANINGS
+            if meaning.kind == self.arguments[0]
+        ]
+        if not rows:
+            raise self.error(f"no word is of the kind {self.arguments[0]!r}")
+        header = ["word", "means", "what to do"]
+        if not any(meaning.advice for meaning in MEANINGS if meaning.kind == self.arguments[0]):
+            header, rows = header[:2], [row[:2] for row in rows]
+        return [_table(header, rows)]
+
+
+def _marked(text: str) -> nodes.Node:
+    """Text with its commands, which stand between backticks, as literals."""
+    parts = enumerate(re.split("`", text))
+    pieces = [nodes.literal(text=part) if index % 2 else nodes.Text(part) for index, part in parts]
+    return nodes.inline("", "", *pieces)
+
+
 def _literal(text: str) -> nodes.literal_block:
     block = nodes.literal_block(text, text)
     block["language"] = "text"
@@ -99,4 +130,5 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("cli-help", CliHelp)
     app.add_directive("errors", Errors)
     app.add_directive("job-states", JobStates)
+    app.add_directive("meanings", Meanings)
     return {"parallel_read_safe": True}

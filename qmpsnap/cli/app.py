@@ -51,6 +51,7 @@ _VERBS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "stop": ("guest", "stop"),
         "qmp": ("qmp", "qmp"),
         "replay": ("replay", "replay"),
+        "explain": ("explain", "explain"),
         "completion": ("completion", "completion"),
     }
 )

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 
 _NEEDED = ("click", "rich")
+_NO_MACHINE = frozenset({"explain", "completion"})  # verbs that need little of the package
 _INTERRUPTED = 130
 _STOPPED = "qmpsnap: stopped before anything was sent\n  nothing was changed\n"
 _STOPPED_JSON = (
@@ -52,7 +53,8 @@ def run(arguments: Sequence[str]) -> int:
     # Only now: `main` answers signals, and click is known to be there. The whole package: once the event loop
     # runs, signals are handled by the operation.
     gc.disable()  # imports leave little behind, and it would be looked for again and again
-    import qmpsnap.entry  # noqa: F401, PLC0415
+    if next((word for word in arguments if not word.startswith("-")), "") not in _NO_MACHINE:
+        import qmpsnap.entry  # noqa: F401, PLC0415
     from qmpsnap.cli.report import run_group  # noqa: PLC0415
 
     gc.freeze()
