@@ -31,7 +31,7 @@ import pytest
 
 from integration.known_images import QEMUS, make_images
 from integration.machines import Leftovers, Machine
-from tests.environment import settle
+from tests.environment import freeze, settle
 
 settle()
 
@@ -41,6 +41,10 @@ def pytest_addoption(parser):
         "--qemu", default=os.environ.get("QMPSNAP_QEMU", ""), help="versions to test, as 7.2,10.0"
     )
     parser.addoption("--all", action="store_true", help="every point and site; else the sampled ones")
+
+
+def pytest_collection_finish():
+    freeze()
 
 
 def pytest_collection_modifyitems(config, items):
@@ -129,19 +133,23 @@ def _descriptors():
     return found
 
 
-def _children(folder):
-    """Our child processes, and whoever has the test's folder in its command line."""
+def _processes():
+    """The ids of all processes."""
+    return {int(name) for name in os.listdir("/proc") if name.isdigit()}  # noqa: PTH208 - for every test
+
+
+def _started(before, folder):
+    """Our child processes, and those with the test's folder in their command lines, that began since."""
     found = []
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit() or int(entry.name) == os.getpid():
-            continue
+    for pid in sorted(_processes() - before):
+        entry = Path("/proc", str(pid))
         try:
             parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
             command = (entry / "cmdline").read_bytes().decode(errors="replace")
         except (OSError, ValueError, IndexError):
             continue
-        if parent == os.getpid() or (folder and folder in command):
-            found.append((int(entry.name), command.replace("\0", " ").strip()))
+        if parent == os.getpid() or folder in command:
+            found.append((pid, command.replace("\0", " ").strip()))
     return found
 
 
@@ -154,11 +162,10 @@ def leftovers(tmp_path):
 def _nothing_left(request, leftovers, tmp_path):
     if "qmpsnap_in_use" in request.fixturenames:  # the plugin's QEMU lives on
         request.getfixturevalue("qmpsnap_in_use")
-    before, children = _descriptors(), {pid for pid, _ in _children("")}
+    before, processes = _descriptors(), _processes()
     yield
     gc.collect()
-    left = [child for child in _children(str(tmp_path)) if child[0] not in children]
-    assert left == [], "processes are left"
+    assert _started(processes, str(tmp_path)) == [], "processes are left"
     opened = {
         number: to
         for number, to in _descriptors().items()

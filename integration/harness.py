@@ -159,6 +159,15 @@ async def stepped_offline(qemu, disks, at=lambda _: None):
 _INSIDE: dict[tuple, dict[str, Kept]] = {}
 
 
+def forget_images(memory):
+    """Free the images that are kept for rigs with this memory, which they hold: hundreds of MiB each.
+
+    Every process that a test starts would be forked from a worker of that size.
+    """
+    for key in [key for key in _INSIDE if memory in key]:
+        del _INSIDE[key]
+
+
 @dataclass
 class Rig:
     """A case's images in a folder of their own; `memory`: a file whose bytes the guest's RAM begins with."""

@@ -12,7 +12,7 @@ import time
 import pytest
 
 from integration.cases import CASES
-from integration.harness import Rig
+from integration.harness import Rig, forget_images
 from integration.known_images import KIB, MIB
 from integration.test_kill import clients, end
 
@@ -30,6 +30,7 @@ def memory(tmp_path_factory):
         for number in range(MEMORY // MIB):
             ram.write(bytes([1 + number % 255]) * (MIB - 4 * KIB) + b"\1" * (4 * KIB))
     yield file
+    forget_images(file)
     file.unlink()
 
 

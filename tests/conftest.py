@@ -1,18 +1,13 @@
-"""For all of tests/: one environment (`environment.py`), and nothing that was loaded is collected.
-
-Every event loop that ends, and every look for what a test leaves, walks through all that is not: of
-the suite's time that was the larger part.
-"""
+"""For all of tests/: one environment, and nothing that was loaded is collected (`environment.py`)."""
 
 from __future__ import annotations
 
-import gc
 import logging
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.environment import settle
+from tests.environment import freeze, settle
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,9 +16,7 @@ settle()
 
 
 def pytest_collection_finish() -> None:
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(20_000, 50, 100)  # a test's garbage is small, and gone with it
+    freeze()
 
 
 @pytest.fixture(autouse=True)
