@@ -196,6 +196,25 @@ def test_goes_on(vm, number):
     assert [moment.name for moment in vm.moments().moments] == [f"s{earlier}" for earlier in range(number)]
     vm.snapshot(f"s{number}")
 """
+LEAVES = """
+import subprocess, sys
+
+CLIENT = (
+    "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); "
+    "print(1, flush=True); s.makefile().read()"
+)
+
+def test_leaves_a_client(qmpsnap_socket):
+    words = [sys.executable, "-c", CLIENT, qmpsnap_socket]
+    assert subprocess.Popen(words, stdout=subprocess.PIPE).stdout.read(1) == b"1"
+
+@pytest.mark.qmpsnap(reset="none")
+def test_goes_on_beside_it(vm):
+    assert vm.status().running
+
+def test_gets_a_machine_of_its_own(vm):
+    vm.revert("nope")  # the last line that the report shows
+"""
 MANY = """
 import contextlib, os, pathlib, pytest, qmpsnap
 
@@ -327,10 +346,11 @@ def test_machine_that_cannot_be_put_back_is_booted_anew_and_a_failure_is_kept(on
     ended = one_suite.run(WORSE, *kept, "-o", "asyncio_mode=auto")
     assert (ended.counts["failed"], ended.counts["passed"]) == (1, 4)
     assert "differs: objects (new: io9)" in ended.out
-    assert "booted anew before test_it.py::test_adds_an_object: lost the machine " in ended.out
+    lost = "booted anew before test_it.py::test_adds_an_object: the test before lost the machine: "
+    assert lost in ended.out
     (folder,) = artifacts.iterdir()
     assert folder.name == "test_it.py-test_fails"
-    assert str(folder / "chain-after") in ended.out
+    assert f"{folder}\nhas chain-after, chain-before, console.log, " in ended.out
     assert (folder / "chain-after").read_text().endswith(" <- [base.seen*]\n")
     assert "seen" not in (folder / "chain-before").read_text()
     assert "init runs" in (folder / "console.log").read_text()
@@ -391,6 +411,16 @@ def test_no_more_than_four_machines_run_at_once(one_suite):
 def test_machine_stays_as_it_is_when_nothing_is_to_be_put_back(one_suite):
     ended = one_suite.run(BARE + GOES_ON)
     assert (ended.code, ended.counts["passed"]) == (0, 3)
+    assert one_suite.left() == NOTHING
+
+
+def test_client_that_a_test_leaves_keeps_no_machine_from_the_next_and_an_error_ends_at_the_test(one_suite):
+    ended = one_suite.run(BARE + LEAVES, "--qmpsnap-reset=memory")
+    assert (ended.counts["failed"], ended.counts["passed"]) == (1, 2)
+    before = "before test_it.py::test_gets_a_machine_of_its_own"
+    assert re.search(rf"{before}: a client of the test before is still connected: process \d+ ", ended.out)
+    shown = ended.out.partition("_ test_gets_a_machine_of_its_own _")[2]
+    assert re.search(r"the report shows\n(\s+\^+\n)?(E .*\n)+\n\S*test_it.py:\d+: NotFound\n", shown)
     assert one_suite.left() == NOTHING
 
 

@@ -9,6 +9,7 @@ import functools
 import inspect
 import math
 import re
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -285,8 +286,12 @@ def _with_real(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Keep the logs and messages of a failed test, and name the folder in its report."""
+    if call.excinfo is not None and not item.config.getoption("fulltrace"):
+        _end_traceback_at_test(call.excinfo.value)
     report = yield
     if report.failed and report.when != "teardown" and _IN_USE in item.stash:
         options = _options(item.config)
@@ -294,11 +299,31 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
         folder = Path(root).absolute() / re.sub(r"[^A-Za-z0-9_.-]+", "-", item.nodeid)[-100:]
         try:
             item.stash[_IN_USE].keep(folder, overlays=options.keep)
-            text = "\n".join(str(path) for path in sorted(folder.iterdir()))
+            names = ", ".join(sorted(path.name for path in folder.iterdir()))
+            text = f"{folder}\nhas {names}"
         except Exception as error:  # noqa: BLE001 - the test's own failure must stay visible
             text = f"nothing could be kept: {error}"
         report.sections.append(("qmpsnap", text))
     return report
+
+
+def _end_traceback_at_test(error: BaseException) -> None:
+    """Remove the frames below the test from an error of qmpsnap, whose message says it all.
+
+    They would hide the line of the test. With pytest's --full-trace they stay.
+    """
+    errors = sys.modules.get("qmpsnap.errors")
+    if errors is None or not isinstance(error, errors.QmpsnapError):
+        return
+    package = str(Path(__file__).parent)
+    entry, above = error.__traceback__, None
+    while entry is not None:
+        file = entry.tb_frame.f_code.co_filename
+        if above is not None and file != __file__ and file.startswith(package):
+            above.tb_next = None
+            error.__cause__, error.__suppress_context__ = None, True
+            return
+        above, entry = entry, entry.tb_next
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
@@ -315,7 +340,8 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 def pytest_testnodedown(node: Any) -> None:  # noqa: ANN401 - a class of xdist, which may not be installed
     """Collect a worker's account."""
     accounts = getattr(node, "workeroutput", {}).get("qmpsnap", [])
-    node.config.stash.setdefault(_WORKERS, []).extend(accounts)
+    named = [{**account, "worker": node.gateway.id} for account in accounts]
+    node.config.stash.setdefault(_WORKERS, []).extend(named)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
@@ -329,7 +355,13 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
             terminalreporter.line(line)
 
 
-def _report_lines(*, reset: str, boots: list[float], resets: list[float], again: list[str]) -> list[str]:
+def _report_lines(
+    *, reset: str, boots: list[float], resets: list[float], again: list[str], worker: str = ""
+) -> list[str]:
     typical = f", {sorted(resets)[len(resets) // 2]:.2f} s each" if resets else ""
-    first = f"reset: {reset or 'none was needed'}; {len(boots)} boot(s), {len(resets)} reset(s){typical}"
-    return [first, *(f"booted anew before {line}" for line in again)]
+    how = reset or ("as the tests' markers say" if boots else "not chosen, because no machine became ready")
+    lines = [
+        f"reset: {how}; {len(boots)} boot(s), {len(resets)} reset(s){typical}",
+        *(f"booted anew before {line}" for line in again),
+    ]
+    return [f"[{worker}] {line}" for line in lines] if worker else lines

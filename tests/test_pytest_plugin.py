@@ -57,7 +57,8 @@ def test_options_that_mean_nothing_are_a_usage_error(option, words):
 @each(
     ("account", "lines"),
     [
-        (Account(), ["reset: none was needed; 0 boot(s), 0 reset(s)"]),
+        (Account(), ["reset: not chosen, because no machine became ready; 0 boot(s), 0 reset(s)"]),
+        (Account(boots=[2.0]), ["reset: as the tests' markers say; 1 boot(s), 0 reset(s)"]),
         (
             Account(reset="memory, as chosen", boots=[3.0, 2.5], resets=[0.3, 0.1, 0.2], again=["a: b"]),
             ["reset: memory, as chosen; 2 boot(s), 3 reset(s), 0.20 s each", "booted anew before a: b"],
@@ -66,6 +67,14 @@ def test_options_that_mean_nothing_are_a_usage_error(option, words):
 )
 def test_report_says_what_was_done(account, lines):
     assert pytest_plugin._report_lines(**asdict(account)) == lines
+
+
+def test_report_names_the_worker_of_each_line():
+    account = asdict(Account(reset="memory, as chosen", boots=[3.0], again=["a: b"]))
+    assert pytest_plugin._report_lines(**account, worker="gw1") == [
+        "[gw1] reset: memory, as chosen; 1 boot(s), 0 reset(s)",
+        "[gw1] booted anew before a: b",
+    ]
 
 
 async def test_coroutines_keep_what_plugins_look_at():

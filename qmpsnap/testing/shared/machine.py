@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Final, Self
 import anyio
 
 from qmpsnap.entry import connect
-from qmpsnap.errors import GuestFailed, QmpsnapError
+from qmpsnap.errors import GuestFailed, LinkLost, MachineDiffers, QmpsnapError
 from qmpsnap.model.start import Start
 from qmpsnap.template import Template, freeze
 from qmpsnap.testing.shared import reset as resets
+from qmpsnap.testing.shared.monitors import monitors, still_connected
 from qmpsnap.testing.shared.place import Base, overlay_each
 from qmpsnap.testing.shared.reset import RECORDS, Booted, console_size, console_text
 from qmpsnap.testing.shared.standing import Reset, pictures
@@ -27,9 +28,6 @@ from qmpsnap.vm import VM, Launcher
 
 if TYPE_CHECKING:
     from anyio.abc import TaskGroup, TaskStatus
-
-MONITORS: Final = 4
-"""Number of monitors of each QEMU: the first is for the plugin, the others are for tests."""
 
 Ready = Callable[[VM, Path, int], Awaitable[None]]
 """Returns once the guest is ready.
@@ -147,7 +145,8 @@ class SharedMachine:
         try:
             booted = await self._put_back(booted, wanted)
         except _FAILURES as error:
-            self.account.again.append(f"{test}: {_line(error)}" if test else _line(error))
+            why = _why_again(error)
+            self.account.again.append(f"{test}: {why}" if test else why)
             return await self._boot(mode)
         self.account.resets.append(time.monotonic() - started)
         return booted
@@ -282,9 +281,15 @@ class SharedMachine:
         """Reset the machine; if this fails, it has to be booted again."""
         if mode == "none":
             await booted.vm.status()
+            booted.busy = await still_connected(booted.directory)
             return booted
         if mode == "clone":
             return await self._clone()
+        if clients := await still_connected(booted.directory):
+            who = tuple(clients.values())
+            raise MachineDiffers(
+                f"a client of the test before is still connected: {'; '.join(who)}", differences=who
+            )
         since = console_size(booted.directory) if mode == "disks" else 0
         await resets.put_back(booted)
         if mode == "disks":  # a guest that goes on with its memory is ready
@@ -316,10 +321,12 @@ async def shared_machine(
         yield machine
 
 
-def monitors(directory: Path) -> tuple[str, ...]:
-    """Return the paths of the monitors of a QEMU."""
-    return tuple(str(directory / f"qmp{number}") for number in range(MONITORS))
-
-
 def _line(error: BaseException) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def _why_again(error: BaseException) -> str:
+    """Why a machine has to boot again; of a lost machine without the command that we sent."""
+    _, in_flight, why = _line(error).partition(" in flight: ")
+    is_lost = isinstance(error, LinkLost) and in_flight
+    return f"the test before lost the machine: {why}" if is_lost else _line(error)

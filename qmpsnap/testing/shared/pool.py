@@ -22,7 +22,8 @@ from qmpsnap.testing.guest import Guest, open_guest
 from qmpsnap.testing.initramfs import PORT_NAME
 from qmpsnap.testing.shared.faces import Face, call
 from qmpsnap.testing.shared.kept import keep
-from qmpsnap.testing.shared.machine import Account, Ready, SharedMachine, monitors, shared_machine
+from qmpsnap.testing.shared.machine import Account, Ready, SharedMachine, shared_machine
+from qmpsnap.testing.shared.monitors import monitors
 from qmpsnap.testing.shared.place import private_directory, read_bases, unwritable
 from qmpsnap.testing.shared.reset import RECORDS, Booted, console_text
 from qmpsnap.testing.shared.standing import Reset
@@ -156,7 +157,7 @@ class InUse:
         self._portal = portal
         self._machine = machine
         self._booted = booted
-        self._free = list(monitors(booted.directory)[1:])
+        self._free = [path for path in monitors(booted.directory)[1:] if path not in booted.busy]
         self.directory: Final = booted.directory
         self.vm: Final = Face[VM](portal, self._connect)
         self.guest: Final = Face[Guest](portal, self._open_guest, through=partial(_GuestThere, portal))

@@ -40,6 +40,7 @@ class Booted:
         files: Files that a reset needs, with size and time of the last change (ns).
         records: The records that a reset needs, with their content.
         used: Whether a test has had it.
+        busy: Monitors to which a client of an earlier test is still connected, and who that is.
         chains: A picture of the chains when the test began.
     """
 
@@ -52,6 +53,7 @@ class Booted:
     files: dict[Path, tuple[int, int]] = field(default_factory=dict)
     records: dict[Path, bytes] = field(default_factory=dict)
     used: bool = False
+    busy: dict[str, str] = field(default_factory=dict)
     chains: str = ""
 
 
@@ -111,7 +113,9 @@ def _check_files(booted: Booted, standing: Standing) -> None:
     layers = {Path(file) for files in standing.chains.values() for file in files}
     for path in booted.files.keys() & layers:
         if not path.exists() or _stamp(path) != booted.files[path]:
-            raise MachineDiffers(f"{path.name} was changed, and the reset needs it", differences=[str(path)])
+            raise MachineDiffers(
+                f"the test before changed {path.name}, to which the reset goes back", differences=[str(path)]
+            )
 
 
 def console_text(directory: Path, since: int = 0) -> str:
