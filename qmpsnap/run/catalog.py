@@ -34,6 +34,7 @@ from qmpsnap.run.os_errors import unusable
 from qmpsnap.run.record_directories import link, link_all, remove_empty, sync_all, unlink_all, within
 from qmpsnap.run.record_search import find_record, names_of, open_trusted, others_near
 from qmpsnap.run.safe_open import create_file
+from qmpsnap.run.unfinished_records import lock_unfinished, remove_unfinished, unfinished_name
 
 _log = get_logger("qmpsnap.run")
 
@@ -175,6 +176,7 @@ def _write_into(
     descriptor: int,
 ) -> None:
     """Write a record; add to `changed` the other directories that are to be synced afterwards."""
+    remove_unfinished(descriptor)
     locked = _put(descriptor, record)
     if locked is not None:  # here, for what a cancelled call returns is lost
         locks[record.directory, record.id] = locked
@@ -270,15 +272,13 @@ def _renamed_within(place: str, marks: Collection[str]) -> bool:
 
 def _put(descriptor: int, record: Record, *, replace: bool = False) -> int | None:
     """Write a record and give it its name; returns a descriptor that locks it, if it is an intent."""
-    name = f".{record.file_name}.{os.urandom(4).hex()}"
+    name = unfinished_name(record.file_name)
     with os.fdopen(create_file(name, mode=0o644, directory=descriptor), "w", encoding="ascii") as file:
         try:
+            lock_unfinished(file.fileno())
             file.write(to_json(record))
             file.flush()
             os.fsync(file.fileno())
-            if isinstance(record, IntentRecord):
-                with contextlib.suppress(OSError):  # a file system without locks
-                    fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
             if replace:
                 os.rename(name, record.file_name, src_dir_fd=descriptor, dst_dir_fd=descriptor)
             else:

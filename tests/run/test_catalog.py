@@ -208,6 +208,14 @@ async def test_intent_is_locked_until_it_is_finished_or_let_go(place, catalog):
     assert await live(place) == [False]
 
 
+async def test_record_that_a_killed_client_did_not_finish_goes_with_the_next_one(place, catalog):
+    unfinished = place / ".intent-0a1b2c3d.json.970af554"
+    unfinished.write_text("{")
+    os.utime(unfinished, (0, 0))
+    await catalog.write_intent(intent("one"), str(place))
+    assert names(place) == ["intent-one.json"]
+
+
 @pytest.mark.parametrize("end", ["finish", "moment", "let go", "refused"])
 async def test_no_descriptor_is_left_of_a_lock(place, catalog, end):
     before = len(list(Path("/proc/self/fd").iterdir()))
