@@ -173,28 +173,41 @@ async def test_cancel_while_memory_is_written_leaves_nothing_and_the_guest_runs_
     assert qemu.read(vda.active) == overwritten(content(2), WRITE)
 
 
-async def test_cancel_of_a_background_checkpoint_leaves_overlays_that_are_named(qemu, two, machine):
+@pytest.mark.parametrize("how", ["task", "hook"])
+async def test_cancel_of_a_background_checkpoint_leaves_overlays_that_are_named(qemu, two, machine, how):
     with machine(*disks(two), extra=LARGE) as running:
         running.qmp("cont")
         async with running.connect() as vm:
             before = settings(running)
             stop = anyio.Event()
-            slowed(vm, stop.set)
+            begun = anyio.Event()
+            slowed(vm, begun.set)
             plan = await vm.plan(Checkpoint("c1", "background"))
+            task = asyncio.create_task(vm.run(plan, qmpsnap.Hooks(cancel=stop)))
+            await begun.wait()
+            task.cancel() if how == "task" else stop.set()
             if qemu.short == "7.2":  # it would hang the guest, so it is brought to its end
-                done = await vm.run(plan, qmpsnap.Hooks(cancel=stop))
-                assert done.chains == plan.chains_after
+                if how == "hook":
+                    assert (await task).chains == plan.chains_after
+                else:
+                    with pytest.raises(asyncio.CancelledError):
+                        await task
                 (moment,) = (await vm.moments()).moments
                 assert moment.mode == "background"
                 assert (status(running), settings(running), opened(running)) == ("running", before, [])
                 return
-            with pytest.raises(Interrupted) as caught:
-                await vm.run(plan, qmpsnap.Hooks(cancel=stop))
+            if how == "hook":
+                with pytest.raises(Interrupted) as caught:
+                    await task
+                assert caught.value.changed is Changed.YES
+                left = caught.value.left
+            else:
+                with pytest.raises(asyncio.CancelledError) as cancelled:
+                    await task
+                left = [note.partition(": ")[2] for note in cancelled.value.__notes__]
             chains = (await vm.graph()).chains()
-            assert (caught.value.changed, chains) == (Changed.YES, plan.chains_after)
-            assert [line.split(" (")[0] for line in caught.value.left] == [
-                files[0] for files in chains.values()
-            ]
+            assert chains == plan.chains_after
+            assert [line.split(" (")[0] for line in left] == [files[0] for files in chains.values()]
             assert (status(running), settings(running), opened(running)) == ("running", before, [])
             assert not [name for name in listing(running.folder) if "memory" in name]
             assert ((await vm.moments()).moments, await vm.jobs.interrupted()) == ((), ())

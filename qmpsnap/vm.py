@@ -649,7 +649,8 @@ class VM:
         writes its memory after them): they stay, because the guest writes to them, and `.left` names each,
         with the commit that folds it. Cancelled, it is rolled back in the same way, with these exceptions:
         "in-place" is finished once the memory is being written, and so is "background" once its overlays are
-        there, where QEMU's migration cannot be stopped (7.2; a later one is stopped, and the overlays stay).
+        there, where QEMU's migration cannot be stopped (7.2; a later one is stopped, and the overlays stay,
+        which the log and the notes of the CancelledError name).
         Cancelled while its store is made, a checkpoint is complete, and reverts in a new QEMU.
 
         Args:
@@ -740,8 +741,8 @@ class VM:
 
         - `into` "in-place" reverts this machine. After reverting to a checkpoint (in place or internal)
           memory and disks are as they were; after reverting to an external snapshot of disks alone the guest
-          is reset (a QEMU started with -no-reboot ends). A running guest runs again, a paused one stays
-          paused; after a reset its state is prelaunch.
+          is reset (a QEMU started with -no-reboot ends). A running guest runs again, as does one that
+          a failed load has paused; another paused one stays paused; after a reset its state is prelaunch.
         - `into` "new" leaves this machine running, and creates overlays for a new QEMU to start from:
           `.prepared` has the overlay of each disk, `.memory` the file to load, or "".
         - `into` "incoming" loads the memory into this QEMU, which was started with `-S -incoming defer` on

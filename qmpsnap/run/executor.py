@@ -61,8 +61,9 @@ class Executor:
         """Run a plan to its end.
 
         Cancelled before the step that cannot be taken back, what was done is undone; after it, the
-        rest is done. Either is bounded by 30 s; then the cancellation goes on its way, and a guest that the
-        plan has stopped may stand still until `jobs.wait` of `plan.operation_id`; the log says so.
+        rest is done. What stays behind is in the log, and in the notes of the CancelledError. Either is
+        bounded by 30 s; then the cancellation goes on its way, and a guest that the plan has stopped may
+        stand still until `jobs.wait` of `plan.operation_id`; the log says so.
 
         Args:
             plan: The plan, as the planner made it.
@@ -189,9 +190,11 @@ class Executor:
         task = asyncio.create_task(operation.run(), name=f"qmpsnap: {plan.op}", context=context)
         try:
             return await asyncio.shield(task)
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as cancelled:
             operation.stop.set()
             await self._ended(task, operation, plan)
+            for note in _log_cancelled(task, plan):
+                cancelled.add_note(note)
             raise
         finally:
             steps = (*plan.steps, *plan.resumes)
@@ -210,9 +213,19 @@ class Executor:
                 await _done(task, min(limit, _AFTER_ABANDON))
                 task.cancel()
                 await _done(task, min(limit, _AFTER_ABANDON))
-        if task.done() and not task.cancelled():
-            error = task.exception()
-            _log.info("operation.cancelled", op=op, outcome=str(error) if error else "it was done already")
+
+
+def _log_cancelled(task: asyncio.Task[Done], plan: Plan) -> tuple[str, ...]:
+    """Log how a cancelled operation ended; return what stays behind, for a traceback to show."""
+    if not task.done() or task.cancelled():
+        return ()
+    error = task.exception()
+    left = error.left if isinstance(error, QmpsnapError) else ()
+    log = _log.warning if left else _log.info
+    facts = {"left": left} if left else {}
+    outcome = str(error) if error else "it was done already"
+    log("operation.cancelled", op=plan.op, outcome=outcome, **facts)
+    return tuple(f"left by the cancelled {plan.op}: {line}" for line in left)
 
 
 async def _done(task: asyncio.Task[Done] | asyncio.Task[None], limit: float) -> None:
