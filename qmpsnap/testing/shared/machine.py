@@ -228,6 +228,7 @@ class SharedMachine:
 
         clone = self._template.clone(launcher=launcher, directory=self._directory)
         booted = await self._start(clone, places, "clone")
+        booted.wakes = True
         booted.chains = pictures(await booted.vm.graph())
         await self._await_ready(booted)
         return booted
@@ -292,6 +293,7 @@ class SharedMachine:
             )
         since = console_size(booted.directory) if mode == "disks" else 0
         await resets.put_back(booted)
+        booted.wakes = mode == "memory"
         if mode == "disks":  # a guest that goes on with its memory is ready
             await self._await_ready(booted, since=since)
         return booted

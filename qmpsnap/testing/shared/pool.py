@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -28,6 +28,7 @@ from qmpsnap.testing.shared.place import private_directory, read_bases, unwritab
 from qmpsnap.testing.shared.reset import RECORDS, Booted, console_text
 from qmpsnap.testing.shared.standing import Reset
 from qmpsnap.testing.shell import MIB, Ran
+from qmpsnap.testing.wake import wake
 from qmpsnap.vm import VM, Launcher
 
 if TYPE_CHECKING:
@@ -202,13 +203,18 @@ class InUse:
                     vm.records_in(str(self.directory / RECORDS))
                 yield vm
 
-    def _open_guest(self) -> AbstractAsyncContextManager[Guest]:
+    @asynccontextmanager
+    async def _open_guest(self) -> AsyncIterator[Guest]:
         port = self.directory / PORT_NAME
         if not port.exists():
             raise GuestFailed(
                 f"the machine does not run qmpsnap's own guest: it has no port {port}", script=""
             )
-        return open_guest(port, limit=30)
+        async with open_guest(port, limit=30) as guest:
+            if self._booted.wakes:  # here, for a reset that waits for the guest takes much longer
+                await wake(guest)
+                self._booted.wakes = False
+            yield guest
 
     # -- what is kept of a failed test -----------------------------------------------------------------
 

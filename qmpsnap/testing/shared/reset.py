@@ -40,6 +40,7 @@ class Booted:
         files: Files that a reset needs, with size and time of the last change (ns).
         records: The records that a reset needs, with their content.
         used: Whether a test has had it.
+        wakes: Whether the guest's clock and random seed are those of a checkpoint.
         busy: Monitors to which a client of an earlier test is still connected, and who that is.
         chains: A picture of the chains when the test began.
     """
@@ -53,6 +54,7 @@ class Booted:
     files: dict[Path, tuple[int, int]] = field(default_factory=dict)
     records: dict[Path, bytes] = field(default_factory=dict)
     used: bool = False
+    wakes: bool = False
     busy: dict[str, str] = field(default_factory=dict)
     chains: str = ""
 
