@@ -69,3 +69,37 @@ def test_template_clone_and_fork_run_until_ctrl_c(qemu, images, machine, tmp_pat
         assert process.stdout.readline() == "running until Ctrl-C\n"
         end_by_ctrl_c(process, 0)
         assert not Path(path).exists()
+    removed = cli("--json", "template", "--remove", tmp_path / "t1")
+    assert (removed.code, len(removed.json["removed"])) == (0, 1), removed.err
+    assert [file for file in listing(tmp_path) if "template" in file] == []
+
+
+def layers(running):
+    """The files of the disk's chain, the newest first."""
+    image, files = running.qmp("query-block")[0]["inserted"]["image"], []
+    while image is not None:
+        files.append(image["filename"])
+        image = image.get("backing-image")
+    return files
+
+
+def test_fork_whose_client_is_killed_is_undone_by_delete(qemu, images, machine, tmp_path):
+    vda, start = images("base <- s1"), script(qemu, tmp_path)
+    with machine(*blockdev("vda", vda.active)) as running:
+        running.qmp("cont")
+        cli = Cli(running)
+        before, chain = listing(tmp_path), layers(running)
+        process = cli.start("--launcher", start, "fork", "1")
+        assert process.stdout.readline().startswith("0: pid ")
+        process.kill()
+        cli.end(process)
+        (name,) = [one["name"] for one in cli("--json", "list").json["moments"]]
+        assert name.startswith("fork-")
+        assert " ".join(cli("list").out.split()).count("left by a fork whose process was killed") == 2
+        plan = cli("delete", "-n", name)
+        assert plan.out.count("remove-orphan") == 2, plan.err
+        undone = cli("delete", name)
+        assert (undone.code, len(layers(running))) == (0, len(chain)), undone.err
+        assert [file for file in listing(tmp_path) if "template" in file or file.endswith("memory")] == []
+        assert cli("list").out.count(".qcow2") == len(chain)
+        assert len(listing(tmp_path)) == len(before)

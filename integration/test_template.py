@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -185,11 +186,19 @@ async def test_template_keeps_its_layers_and_is_refused_once_one_was_written_to(
     assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {"a", "b", "t1", "kept"}
     await template.remove()
     assert [path for path in template.record.keepers if Path(path).exists()] == []
-    kept = [name for name in listing(tmp_path) if "template" in name]
+    kept = [str(tmp_path / name) for name in listing(tmp_path) if "template" in name]
     assert len(kept) == len(template.record.keepers)  # each layer is needed by the clone that was kept
     async with qmpsnap.offline(vda=active, daemon=qemu.directory / "qemu-storage-daemon") as vm:
-        with pytest.raises(StillNeeded, match=r"t1-\w{8}\.template\.qcow2"):
+        with pytest.raises(StillNeeded, match=rf"for the overlays of a clone in '{tmp_path}/kept'\)"):
             await vm.commit("vda")
+        with pytest.raises(Busy, match="overlays of a clone"):
+            await qmpsnap.remove_template(kept[0])
+        shutil.rmtree(tmp_path / "kept")
+        with pytest.raises(StillNeeded, match="which is gone") as caught:
+            await vm.commit("vda")
+        assert caught.value.hint.endswith(f"qmpsnap template --remove {caught.value.by[0]}")
+        assert sorted(await qmpsnap.remove_template(caught.value.by[0])) == sorted(kept)
+        await vm.commit("vda")
 
 
 _KILLED = """

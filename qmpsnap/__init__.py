@@ -96,12 +96,14 @@ if TYPE_CHECKING:
     from qmpsnap.run.target import Progress
     from qmpsnap.run.view import View, open_view
     from qmpsnap.template import Template, open_template
+    from qmpsnap.template_removal import remove_template
     from qmpsnap.vm import VM, Launcher, Wake
 
 # From most to least important.
 __all__ = [  # noqa: RUF022
     "connect", "launch", "offline", "VM", "Group", "Jobs", "Machine", "MachineDisk", "Nic", "LaunchedVM",
     "Console", "Port", "Launcher", "launcher_of", "Start", "GuestMemory", "Template", "open_template",
+    "remove_template",
     "Children", "Child",
     "Accelerator", "Bus", "Ended",
     "Snapshot", "Stream", "Commit", "Mirror", "Checkpoint", "MakeStore", "Revert", "Save", "Restore",
@@ -152,6 +154,7 @@ _HOMES = (
     "run.target",
     "run.view",
     "template",
+    "template_removal",
     "fork",
     "vm",
 )

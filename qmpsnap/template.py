@@ -25,21 +25,18 @@ from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.start import RAM_ID, GuestMemory, Start
 from qmpsnap.model.template import (
     MEMORY,
-    FileState,
-    TemplateDisk,
-    TemplateLayer,
     TemplateRecord,
 )
-from qmpsnap.model.view import DiskView
 from qmpsnap.one_machine import M, OneMachine, Starter
 from qmpsnap.own_checkpoint import take, take_back
 from qmpsnap.plan.intent import Load, SaveDevices
 from qmpsnap.run import template_files
 from qmpsnap.run.disk import in_thread, made_in_thread
-from qmpsnap.run.keepers import create_keepers, remove_keepers
+from qmpsnap.run.keepers import Keepers, remove_keepers
 from qmpsnap.run.outcome import Done
 from qmpsnap.run.paths import absolute
 from qmpsnap.run.safe_open import remove_tree
+from qmpsnap.run.template_layers import layers_of, refuse_written
 from qmpsnap.run.view_lock import held, hold
 from qmpsnap.waking import ENDED, Waker, check_wake, woken
 
@@ -66,12 +63,14 @@ class Template(Generic[M]):
         *,
         taken: Done | None = None,
         unkept: Sequence[str] = (),
+        keepers: Keepers | None = None,
     ) -> None:
         self.directory = directory
         self.record = record
         self.launcher = launcher
         self.taken = taken
         self.unkept = tuple(unkept)
+        self._keepers = keepers  # of a template that is not to outlive this process
 
     @property
     def name(self) -> str:
@@ -127,9 +126,9 @@ class Template(Generic[M]):
             if keep_directory:
                 create = partial(template_files.create_directory, keep_directory)
                 await made_in_thread(create, lambda _: remove_tree(keep_directory))
-                keepers: dict[str, str] = {}
+                keepers = Keepers("clone", keep_directory)
                 stack.push_async_callback(_drop, keep_directory, keepers, up)
-                await create_keepers(record.views(), record.name, keepers, synced=True)
+                await keepers.create(record.views(), record.name, synced=True)
             disks, own = await stack.enter_async_context(
                 throwaway(record.views(), place, keep=keep_directory)
             )
@@ -158,6 +157,8 @@ class Template(Generic[M]):
         memory = posixpath.join(self.directory, MEMORY)
         if await in_thread(partial(held, memory, self.record.name)):
             raise Busy(f"a clone of {self.record.name!r} is running", node="", job_id="", hint="end it first")
+        if self._keepers is not None:
+            self._keepers.release()
         removed = await remove_keepers(self.record.keepers)
         try:
             await in_thread(partial(template_files.remove_files, self.directory))
@@ -272,11 +273,12 @@ async def template_of(
     views = await vm.views(name)
     partly = template_files.Partial
     unfinished = await made_in_thread(partial(partly, directory, state.fingerprint.memory), partly.close)
-    kept: dict[str, str] = {}
+    kept = Keepers("template" if lasting else "fork", directory)
     complete = False
     try:
-        unkept = await create_keepers(views, name, kept, synced=lasting) if keepers else ()
-        disks = await in_thread(partial(_disks, views))
+        if keepers:
+            await kept.create(views, name, synced=lasting)
+        disks = await in_thread(partial(layers_of, views))
         memory = GuestMemory(file=unfinished.memory, size_bytes=state.fingerprint.memory, share=True)
         async with loaded(vm, name, launcher, memory=memory, directory=scratch) as helper:
             await refuse_other_memory(helper, memory)
@@ -291,19 +293,21 @@ async def template_of(
             state=devices_state,
             sealed=sealed,
             disks=disks,
-            keepers=kept,
+            keepers=Frozen(kept.made),
         )
-        await in_thread(partial(_refuse_written, views, disks))
+        await in_thread(partial(refuse_written, views, disks))
         await in_thread(partial(unfinished.finish, record))
         complete = True
     except BaseException:
         with anyio.CancelScope(shield=True), suppress(QmpsnapError):
-            await remove_keepers(kept)
+            await kept.remove()
         raise
     finally:
         with anyio.CancelScope(shield=True):
             await in_thread(partial(unfinished.close, keep=complete))
-    return Template(directory, record, launcher, unkept=unkept)
+    if lasting:
+        kept.release()
+    return Template(directory, record, launcher, unkept=kept.unkept, keepers=None if lasting else kept)
 
 
 async def refuse_other_memory(vm: OneMachine, memory: GuestMemory) -> None:
@@ -343,54 +347,14 @@ async def _seals(vm: OneMachine) -> bool:
     )
 
 
-def _disks(views: Sequence[DiskView]) -> Frozen[str, TemplateDisk]:
-    """Return size, time and inode of the layers of the disks, as of now. Blocking.
-
-    Raises:
-        InvalidTarget: When one is gone.
-    """
-    return Frozen(
-        {
-            view.disk: TemplateDisk(
-                tuple(
-                    TemplateLayer(
-                        layer.file,
-                        "raw" if layer.format == "raw" else "qcow2",
-                        _state(layer.file),
-                        Frozen({layer.data_file: _state(layer.data_file)} if layer.data_file else {}),
-                    )
-                    for layer in view.layers
-                ),
-                view.virtual_size,
-            )
-            for view in views
-        }
-    )
-
-
-def _refuse_written(views: Sequence[DiskView], disks: Mapping[str, TemplateDisk]) -> None:
-    """Refuse if a layer was written to or replaced. Blocking."""
-    if _disks(views) != disks:
-        raise InvalidTarget(
-            "a layer was written to while the template was made",
-            file=views[0].layers[0].file,
-            hint="end the job that writes to it, and try again",
-        )
-
-
-def _state(file: str) -> FileState:
-    state = template_files.look((file,))[file]
-    if state is None:
-        raise InvalidTarget(f"the layer {file!r} is gone", file=file)
-    return state
-
-
-async def _drop(directory: str, keepers: Mapping[str, str], up: anyio.Event) -> None:
+async def _drop(directory: str, keepers: Keepers, up: anyio.Event) -> None:
     """Remove the overlays of a clone that never ran, and the images that show that its layers are needed."""
-    if not up.is_set():
-        with anyio.CancelScope(shield=True):
-            await in_thread(partial(remove_tree, directory))
-            await remove_keepers(keepers)
+    if up.is_set():
+        keepers.release()
+        return
+    with anyio.CancelScope(shield=True):
+        await in_thread(partial(remove_tree, directory))
+        await keepers.remove()
 
 
 def _hold(file: str, name: str) -> int | None:

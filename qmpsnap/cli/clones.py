@@ -31,16 +31,52 @@ _ENDED = "all of them have ended; this machine writes to the same files as befor
     example="qmpsnap -s /run/vm1/qmp.sock --launcher ./start.sh template booted /srv/templates/web",
     short_help="Save the guest as a template, from which clones start.",
 )
-@click.argument("name", type=MOMENT)
-@click.argument("directory", metavar="DIR", type=FILE)
+@click.argument("name", type=MOMENT, required=False)
+@click.argument("directory", metavar="DIR", type=FILE, required=False)
+@click.option(
+    "--remove",
+    type=FILE,
+    metavar="PATH",
+    help="Remove the template in this directory, with the images beside the layers. If the directory is "
+    "gone, give one of these images. [default: make a template]",
+)
 @dry_run
-def template(name: str, directory: str) -> None:
+def template(name: str | None, directory: str | None, remove: str | None) -> None:
     """Make a template of the checkpoint NAME in the new directory DIR; take the checkpoint if none exists.
 
     The checkpoint is taken in the mode that pauses the guest for the shortest time, and the guest keeps
-    running. The layers of the disks must not change as long as the template exists. To remove the template,
-    remove DIR, and the images NAME-....template.qcow2 beside the layers.
+    running. The layers of the disks must not change as long as the template exists: an empty image beside
+    each, STEM.NAME-TOKEN.template.qcow2, shows this to other commands.
+
+    With --remove no machine is needed, nor -s.
     """
+    if remove is not None:
+        if name is not None:
+            raise click.UsageError("--remove names the template itself: omit NAME and DIR")
+        _remove(remove)
+        return
+    if name is None or directory is None:
+        raise click.UsageError("give NAME and DIR, or --remove PATH")
+    _make(name, directory)
+
+
+def _remove(path: str) -> None:
+    app = current_app()
+    if app.dry_run:
+        show_steps(("remove-template", {"path": path}, "host"))
+        return
+
+    async def work(_: Signals) -> tuple[str, ...]:
+        return await qmpsnap.remove_template(path)
+
+    removed = run_alone(work)
+    if app.json:
+        emit(json_line(op="remove-template", path=path, removed=list(removed)))
+    else:
+        emit(f"{path}: removed", *(f"removed {file}" for file in removed))
+
+
+def _make(name: str, directory: str) -> None:
     app = current_app()
     launcher_given(app, "template")
 

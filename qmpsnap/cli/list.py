@@ -155,7 +155,9 @@ def _marks(image: TreeImage) -> Iterator[str]:
         yield f"inside: {', '.join(image.inside)}"
     if image.holds_deleted:
         yield f"deleted: {', '.join(image.holds_deleted)}"
-    if image.owner == "other":
+    if image.shows:
+        yield image.shows
+    elif image.owner == "other":
         names = f": {', '.join(image.holds_other)}" if image.holds_other else ""
         yield f"another machine's, or left{names}"
     elif image.owner == "unknown" and not image.invalid:

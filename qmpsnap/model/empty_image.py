@@ -11,7 +11,7 @@ import struct
 
 from msgspec import Struct
 
-from qmpsnap.model.header import EXT_MARK
+from qmpsnap.model.header import EXT_MARK, EXT_OWNER
 
 _CLUSTER_BITS = 16
 _CLUSTER = 1 << _CLUSTER_BITS
@@ -51,6 +51,7 @@ def empty_qcow2(
     backing_format: str | None = None,
     luks: bytes = b"",
     mark: bytes = b"",
+    owner: bytes = b"",
 ) -> EmptyImage:
     """Lay out an empty qcow2 image.
 
@@ -60,6 +61,7 @@ def empty_qcow2(
         backing_format: Its format; always given with `backing`.
         luks: LUKS header of another image, with whose secret and key its data are encrypted; b"": not.
         mark: Sixteen bytes that no other image has; b"": none.
+        owner: What needs the backing file, in an image that only shows this; b"": nothing.
 
     Raises:
         ValueError: When no qcow2 image of this cluster size is that large, or a name does not fit.
@@ -76,7 +78,7 @@ def empty_qcow2(
     return EmptyImage(
         clusters * _CLUSTER,
         (
-            (0, _header(size, l1_entries, backing or "", backing_format, place, mark)),
+            (0, _header(size, l1_entries, backing or "", backing_format, place, mark, owner)),
             (_REFCOUNT_TABLE * _CLUSTER, struct.pack(">Q", _REFCOUNT_BLOCK * _CLUSTER)),
             (_REFCOUNT_BLOCK * _CLUSTER, struct.pack(">H", 1) * clusters),
             *(((place[0], luks),) if place else ()),
@@ -91,6 +93,7 @@ def _header(
     backing_format: str | None,
     luks: tuple[int, int] | None,
     mark: bytes,
+    owner: bytes,
 ) -> bytes:
     extensions = b""
     if backing_format is not None:
@@ -99,6 +102,8 @@ def _header(
         extensions += _extension(_EXT_ENCRYPTION, struct.pack(">QQ", *luks))
     if mark:
         extensions += _extension(EXT_MARK, mark)
+    if owner:
+        extensions += _extension(EXT_OWNER, owner)
     extensions += _extension(_EXT_END, b"")
     name = backing.encode("utf-8", "surrogateescape")
     fields = struct.pack(

@@ -18,6 +18,7 @@ from msgspec.structs import force_setattr
 from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.graph import PATH_DRIVERS, Graph
 from qmpsnap.model.header import Header
+from qmpsnap.model.keeper import Keeper
 from qmpsnap.model.layer_renames import Renames
 from qmpsnap.model.memory import MemoryFact
 from qmpsnap.model.record import Record
@@ -147,6 +148,8 @@ class Files(Struct, frozen=True):
         fresh: Those of the overlays asked for that never received data.
         images: Regular files that were read in a survey, and what these are backed by, by canonical name;
             with those called FILE.invalid, of which no link is noted.
+        keepers: Images that only show that a layer is needed, by canonical name. Those that a killed process
+            has left are in no link.
         renamed: Overlays of ours to which somebody has given other names, recognised by their marks. In
             `records` they have their present names.
         states: VM state files that our operations have created in the places asked for; sorted.
@@ -169,6 +172,7 @@ class Files(Struct, frozen=True):
     memories: Mapping[str, MemoryFact] = Frozen()
     fresh: frozenset[str] = frozenset()
     images: Mapping[str, FileFact] = Frozen()
+    keepers: Mapping[str, Keeper] = Frozen()
     renamed: Renames = Renames()
     states: tuple[str, ...] = ()
     readers: frozenset[tuple[str, str]] = frozenset()

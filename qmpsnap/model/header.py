@@ -32,6 +32,7 @@ _EXT_BITMAPS = 0x23852875
 _EXT_ENCRYPTION = 0x0537BE77
 EXT_MARK = 0x514D5053  # "QMPS", ours: QEMU keeps extensions that it does not know
 MARK_BYTES = 16
+EXT_OWNER = 0x514D504F  # "QMPO", ours: see model/keeper.py
 
 _LUKS = 2  # qcow2's method of encryption; 1 is AES, which QEMU's system emulators do not open
 _LUKS_MAGIC = b"LUKS\xba\xbe\x00\x01"  # of version 1, which is all that QEMU knows
@@ -63,6 +64,7 @@ class Header(Struct, frozen=True):
         cluster_bits: Logarithm of qcow2's cluster size.
         mark: What tells an overlay of ours from every other image, whatever it is called, in hex digits; ""
             in an image that we have not created.
+        owner: What needs the backing file, in an image that only shows this; else b"".
     """
 
     format: str
@@ -79,6 +81,7 @@ class Header(Struct, frozen=True):
     incompatible: int = 0
     cluster_bits: int = 16
     mark: str = ""
+    owner: bytes = b""
 
 
 def parse_header(data: bytes) -> Header | None:
@@ -132,6 +135,7 @@ def parse_header(data: bytes) -> Header | None:
         l1_entries=l1_entries,
         luks=_luks(extensions.get(_EXT_ENCRYPTION)) if encryption == _LUKS else None,
         mark=mark.hex() if len(mark) == MARK_BYTES else "",
+        owner=extensions.get(EXT_OWNER, b""),
         encryption=encryption,
         incompatible=incompatible,
         cluster_bits=cluster_bits,

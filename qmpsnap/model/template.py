@@ -12,7 +12,7 @@ of them, which is based on it: so a commit or a deletion finds that the layer is
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Final, Literal
 
@@ -21,16 +21,16 @@ from msgspec import Meta
 from qmpsnap.errors import BadName
 from qmpsnap.model.document import AbsolutePath, Count, Text, dump, load, take
 from qmpsnap.model.frozen import Frozen, FrozenStruct
+from qmpsnap.model.keeper import ENDING
 from qmpsnap.model.kept_state import KeptState
 from qmpsnap.model.machine import Fingerprint
-from qmpsnap.model.names import check_name, fit_name, stem
+from qmpsnap.model.names import check_name, fit_name
 from qmpsnap.model.view import DiskView, ViewLayer
 
 RECORD: Final = "template.json"
 MEMORY: Final = "memory"
 STATE: Final = "state"
 MAX_RECORD_BYTES: Final = 1 << 20
-_KEEPER: Final = ".template.qcow2"
 
 
 class FileState(FrozenStruct, frozen=True):
@@ -152,20 +152,6 @@ def partial_directory(directory: str) -> str:
     return posixpath.join(place, fit_name(f".{name}", ".partial"))
 
 
-def keeper_files(layers: Iterable[str], name: str, token: str) -> dict[str, str]:
-    """Return by layer the path of the image that shows that the layer is needed.
-
-    Args:
-        layers: Paths of the layers.
-        name: The template's name.
-        token: Eight hex digits that are unique to the template.
-    """
-    return {
-        layer: posixpath.join(posixpath.dirname(layer), fit_name(stem(layer), f".{name}-{token}{_KEEPER}"))
-        for layer in layers
-    }
-
-
 def to_text(record: TemplateRecord) -> str:
     """The text of a record's file."""
     return dump(record) + "\n"
@@ -193,6 +179,6 @@ def from_text(text: bytes) -> TemplateRecord:
             raise ValueError(f"{file!r} is not a plain path")
     layers = {layer.file for disk in record.disks.values() for layer in disk.layers}
     for file, layer in record.keepers.items():
-        if layer not in layers or not file.endswith(_KEEPER):
+        if layer not in layers or not file.endswith(ENDING):
             raise ValueError(f"{file!r} is not based on a layer of the template")
     return record

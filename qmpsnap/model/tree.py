@@ -40,6 +40,7 @@ class TreeImage(JsonStruct, frozen=True):
         inside: Names of the internal snapshots that the machine has in it.
         holds_other: Names of snapshots in records to which no layer of this machine leads.
         holds_deleted: Names of deleted snapshots that it still holds, because others are based on it.
+        shows: Why the layer below it is needed, if it is an image that only shows that; else "".
     """
 
     file: str
@@ -58,6 +59,7 @@ class TreeImage(JsonStruct, frozen=True):
     inside: tuple[str, ...] = ()
     holds_other: tuple[str, ...] = ()
     holds_deleted: tuple[str, ...] = ()
+    shows: str = ""
 
 
 class TreeLine(JsonStruct, frozen=True):

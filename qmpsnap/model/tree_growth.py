@@ -293,6 +293,7 @@ class Growth:
             inside=tuple(node.inside),
             holds_other=tuple(node.other),
             holds_deleted=tuple(node.deleted),
+            shows=str(self._files.keepers[node.key]) if node.key in self._files.keepers else "",
         )
 
 

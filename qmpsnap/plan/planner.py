@@ -10,6 +10,7 @@ from qmpsnap.model.files import Ask, Files
 from qmpsnap.model.graph import Graph
 from qmpsnap.plan.chain import commit, mirror, overlays, prune, snapshot, stream
 from qmpsnap.plan.checks.disk import refuse_jobs, refuse_migrated
+from qmpsnap.plan.checks.keepers import without_abandoned
 from qmpsnap.plan.checks.opened import refuse_lost
 from qmpsnap.plan.inside import checkpoint as checkpoint_internal
 from qmpsnap.plan.inside import snapshot as snapshot_internal
@@ -81,6 +82,8 @@ OFF: Mapping[str, Planner] = {
 }
 """What plans an intent in another way when the machine is off; the others are planned alike."""
 
+_CHANGE_LAYERS = frozenset({"stream", "commit", "delete", "prune"})
+
 
 def _planner(intent: Intent, *, off: bool) -> Planner:
     kind = intent.kind
@@ -134,4 +137,5 @@ def plan(intent: Intent, scene: Scene, *, off: bool = False) -> Plan:
     planner = _planner(intent, off=off)
     for guard in planner.guards:
         guard(scene)
-    return planner.plan(intent, scene)
+    planned = planner.plan(intent, scene)
+    return without_abandoned(planned, scene.files) if intent.kind in _CHANGE_LAYERS else planned

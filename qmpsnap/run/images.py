@@ -48,6 +48,7 @@ class _Request(Struct, frozen=True):
     private: bool
     luks: LuksHeader | None
     synced: bool
+    owner: bytes
 
 
 class Images:
@@ -74,6 +75,7 @@ class Images:
         private: bool = False,
         luks: LuksHeader | None = None,
         synced: bool = True,
+        owner: bytes = b"",
     ) -> Created:
         """Create an empty image exclusively, ready for QEMU.
 
@@ -91,13 +93,16 @@ class Images:
             luks: The LUKS header that it gets, so that the same key encrypts its data, and every secret that
                 opens the other image opens it as well; None: it is not encrypted.
             synced: Whether it is on the disk then; one that is thrown away need not be.
+            owner: What its header names as needing the backing file; b"": nothing.
 
         Raises:
             TargetExists: When the name exists, even as a dangling symlink.
             InvalidTarget: When it cannot be created there, or not with that owner; the message says why.
             Unsupported: When the format is neither raw nor qcow2.
         """
-        request = _Request(file, format, size_bytes, like, backing, backing_format, private, luks, synced)
+        request = _Request(
+            file, format, size_bytes, like, backing, backing_format, private, luks, synced, owner
+        )
         made: list[Created] = []
         try:
             return await in_thread(lambda: _create(request, made))
@@ -237,6 +242,7 @@ def _fill(request: _Request, descriptor: int) -> None:
         backing_format=request.backing_format,
         luks=luks_header(request.luks) if request.luks is not None else b"",
         mark=os.urandom(MARK_BYTES) if request.backing is not None else b"",
+        owner=request.owner,
     )
     os.ftruncate(descriptor, empty.size_bytes)
     for offset, data in empty.parts:

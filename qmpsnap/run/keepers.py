@@ -2,45 +2,90 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 from collections.abc import Iterable, Mapping
+from functools import partial
+from typing import Final, Literal
 
 from qmpsnap.errors import Changed, InvalidTarget
-from qmpsnap.model.template import keeper_files
-from qmpsnap.model.view import DiskView
+from qmpsnap.model.keeper import keeper_files, owner_text
+from qmpsnap.model.view import DiskView, ViewLayer
+from qmpsnap.run.disk import made_in_thread
 from qmpsnap.run.images import Images
+from qmpsnap.run.keeper_state import claim
+from qmpsnap.run.os_errors import unusable
+
+_ATTEMPTS: Final = 5
 
 
-async def create_keepers(
-    views: Iterable[DiskView], name: str, made: dict[str, str], *, synced: bool
-) -> tuple[str, ...]:
-    """Create an empty image that is based on each layer; return the layers for which that failed.
+class Keepers:
+    """The images of one owner, as they are created, and locked by this process until `release`.
 
-    Args:
-        views: How each disk is read.
-        name: The template's name.
-        made: Receives each image with its layer.
-        synced: Whether they are synced to the disk.
+    Attributes:
+        made: Each image with its layer.
+        unkept: Layers beside which none could be created, each as "FILE: REASON".
     """
-    images, token, unkept = Images(), secrets.token_hex(4), []
-    layers = {layer.file: (layer, view) for view in views for layer in view.layers if not layer.is_device}
-    for file, keeper in keeper_files(layers, name, token).items():
-        layer, view = layers[file]
-        made[keeper] = file
-        try:
-            await images.create_image(
+
+    def __init__(self, kind: Literal["template", "clone", "fork"], directory: str) -> None:
+        """Create none yet; the arguments are those of `KeptFor`."""
+        self.made: dict[str, str] = {}
+        self.unkept: tuple[str, ...] = ()
+        self._kind = kind
+        self._directory = directory
+        self._claims: list[int] = []
+
+    async def create(self, views: Iterable[DiskView], name: str, *, synced: bool) -> None:
+        """Create an empty image that is based on each layer, as far as that is possible.
+
+        Args:
+            views: How each disk is read.
+            name: The template's name.
+            synced: Whether they are synced to the disk.
+        """
+        layers = {layer.file: (layer, view) for view in views for layer in view.layers if not layer.is_device}
+        files = keeper_files(layers, name, secrets.token_hex(4))
+        owner = owner_text(self._kind, self._directory, files.values())
+        for file, keeper in files.items():
+            self.made[keeper] = file
+            try:
+                await self._create(keeper, *layers[file], owner=owner, synced=synced)
+            except InvalidTarget as error:
+                del self.made[keeper]
+                self.unkept += (f"{file}: {error.message}",)
+
+    async def _create(
+        self, keeper: str, layer: ViewLayer, view: DiskView, *, owner: bytes, synced: bool
+    ) -> None:
+        for _ in range(_ATTEMPTS):
+            await Images().create_image(
                 keeper,
                 size_bytes=view.virtual_size,
                 format="qcow2",
-                like=file,
-                backing=file,
+                like=layer.file,
+                backing=layer.file,
                 backing_format=layer.format,
                 synced=synced,
+                owner=owner,
             )
-        except InvalidTarget as error:
-            del made[keeper]
-            unkept.append(f"{file}: {error.message}")
-    return tuple(unkept)
+            try:
+                lock = await made_in_thread(partial(claim, keeper), _close)
+            except OSError as error:
+                raise unusable(keeper, error, "lock") from error
+            if lock is not None:
+                self._claims.append(lock)
+                return
+        raise InvalidTarget(f"another process removes {keeper!r} again and again", file=keeper)
+
+    def release(self) -> None:
+        """Unlock them; from then on the owner itself has to be there."""
+        while self._claims:
+            os.close(self._claims.pop())
+
+    async def remove(self) -> int:
+        """Unlock and remove them; as `remove_keepers`."""
+        self.release()
+        return await remove_keepers(self.made)
 
 
 async def remove_keepers(keepers: Mapping[str, str]) -> int:
@@ -60,3 +105,8 @@ async def remove_keepers(keepers: Mapping[str, str]) -> int:
         failure.changed = Changed.YES if removed else Changed.NO
         raise failure
     return removed
+
+
+def _close(lock: int | None) -> None:
+    if lock is not None:
+        os.close(lock)

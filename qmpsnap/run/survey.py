@@ -18,11 +18,13 @@ from functools import partial
 from qmpsnap.model.files import NOT_ALLOWED, Ask, BackingLink, DirFact, FileFact, Files, Kind
 from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.header import Header, backing_path
+from qmpsnap.model.keeper import Keeper, owner_of
 from qmpsnap.model.layer_renames import find_renames, is_other, with_paths
 from qmpsnap.model.names import is_invalid_name
 from qmpsnap.model.record import MomentRecord, Record, mark_of, unnamed
 from qmpsnap.run import cleanup, memory_files
 from qmpsnap.run.image_headers import file_mark, has_luks, header_with_status, marks_in
+from qmpsnap.run.keeper_state import state_of
 from qmpsnap.run.memory_files import find_state_files
 from qmpsnap.run.os_errors import hint, reason
 from qmpsnap.run.record_search import ReadBefore, read_records
@@ -65,6 +67,7 @@ def look(ask: Ask, near: Collection[str] = (), before: ReadBefore | None = None)
         backing_links=tuple(sorted(survey.backing_links)),
         looked_in=looked_in,
         images=Frozen(survey.images),
+        keepers=Frozen(survey.keepers),
         unreadable=tuple(dict.fromkeys(survey.unreadable)),
         records=tuple(
             with_paths(record, renames) if isinstance(record, MomentRecord) else record for record in records
@@ -103,6 +106,7 @@ class _Survey:
         self.backing_links: set[BackingLink] = set()
         self.unreadable: list[str] = []
         self.images: dict[str, FileFact] = {}
+        self.keepers: dict[str, Keeper] = {}
         self.marked: dict[str, set[str]] = {}
         self._names: dict[tuple[int, int], str] = {}
         self._by_path: dict[str, str] = {}
@@ -227,6 +231,10 @@ class _Survey:
         )
         if header is not None and header.mark and not is_invalid_name(name):
             self._mark(name, f"{header.mark}-{status.st_ino}")
+        if header is not None and (owner := owner_of(name, header)) is not None:
+            self.keepers[name] = keeper = Keeper(owner, state_of(path, owner), backing or "")
+            if keeper.state == "left":
+                self.backing_links = {link for link in self.backing_links if link.file != name}
         self.images[name] = FileFact(
             "regular",
             status.st_size,

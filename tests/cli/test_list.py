@@ -202,7 +202,7 @@ def test_list_prints_the_tree_as_json(machine, branches, tmp_path):
         "file": base, "backing": None, "disks": ["vda"], "owner": "machine", "format": "qcow2",
         "virtual_size": 1 << 30, "allocated": 1 << 20, "active": False, "in_chain": True, "missing": False,
         "invalid": False, "holds": ["sn"], "began": [], "inside": [], "holds_other": ["x"],
-        "holds_deleted": [],
+        "holds_deleted": [], "shows": "",
     }  # fmt: skip
     (active,) = [image for image in found if image["file"] == top]
     assert (active["backing"], active["active"], active["began"], active["inside"]) == (

@@ -15,7 +15,6 @@ from qmpsnap.model.template import (
     TemplateRecord,
     differences,
     from_text,
-    keeper_files,
     partial_directory,
     to_text,
 )
@@ -122,9 +121,5 @@ def test_differences_name_what_became_of_a_file(now: FileState | None, said: tup
     assert differences({"/f": WAS}, {"/f": now}) == said
 
 
-def test_names_of_what_lies_beside() -> None:
+def test_name_of_what_is_not_complete() -> None:
     assert partial_directory("/srv/t1") == "/srv/.t1.partial"
-    long = "x" * 250
-    files = keeper_files(["/d/s1.qcow2", f"/e/{long}.qcow2"], "t1", "0123abcd")
-    assert files["/d/s1.qcow2"] == KEEPER
-    assert len(files[f"/e/{long}.qcow2"].removeprefix("/e/")) <= 255

@@ -5,32 +5,67 @@ from pathlib import Path
 import pytest
 
 from qmpsnap.errors import Changed, InvalidTarget
+from qmpsnap.model.files import Ask
 from qmpsnap.model.view import DiskView, ViewLayer
-from qmpsnap.run.keepers import create_keepers, remove_keepers
+from qmpsnap.run.keeper_state import claim
+from qmpsnap.run.keepers import Keepers, remove_keepers
+from qmpsnap.run.survey import look
 
 
-async def made(place: Path) -> dict[str, str]:
-    """The images of a template of two layers."""
+async def created(place: Path) -> Keepers:
+    """The images of a fork of a machine with two layers."""
     files = [place / name for name in ("s1", "base")]
     for file in files:
         file.touch()
     layers = tuple(ViewLayer(str(file), "raw") for file in files)
-    keepers: dict[str, str] = {}
-    view = DiskView("vda", "t1", layers, virtual_size=1 << 20)
-    assert await create_keepers([view], "t1", keepers, synced=False) == ()
+    keepers = Keepers("fork", str(place / "t1"))
+    await keepers.create([DiskView("vda", "t1", layers, virtual_size=1 << 20)], "t1", synced=False)
     return keepers
 
 
-async def test_each_layer_has_an_image_and_each_is_removed(tmp_path: Path) -> None:
-    keepers = await made(tmp_path)
-    assert sorted(keepers.values()) == [str(tmp_path / "base"), str(tmp_path / "s1")]
-    assert await remove_keepers(keepers) == 2
+def states(place: Path) -> set[str]:
+    return {keeper.state for keeper in look(Ask(survey=(str(place),))).keepers.values()}
+
+
+async def test_each_layer_has_an_image_which_counts_until_it_is_released_or_removed(tmp_path: Path) -> None:
+    keepers = await created(tmp_path)
+    assert (sorted(keepers.made.values()), keepers.unkept) == (
+        [str(tmp_path / "base"), str(tmp_path / "s1")],
+        (),
+    )
+    found = look(Ask(survey=(str(tmp_path),)))
+    assert {link.file for link in found.backing_links} == {*keepers.made}
+    assert {keeper.state for keeper in found.keepers.values()} == {"needed"}
+    keepers.release()  # as the kernel does when the process is killed
+    found = look(Ask(survey=(str(tmp_path),)))
+    assert ({keeper.state for keeper in found.keepers.values()}, found.backing_links) == ({"left"}, ())
+    assert await keepers.remove() == 2
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "s1"]
-    assert await remove_keepers(keepers) == 0
+    assert await remove_keepers(keepers.made) == 0
+
+
+async def test_image_that_is_removed_before_it_is_locked_is_created_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by another client, to which it looked abandoned at that instant."""
+    taken: list[str] = []
+
+    def removed_first(file: str) -> int | None:
+        if len(taken) < 1:
+            Path(file).unlink()
+        taken.append(file)
+        return claim(file)
+
+    monkeypatch.setattr("qmpsnap.run.keepers.claim", removed_first)
+    keepers = await created(tmp_path)
+    assert (len(taken), len(keepers.made), states(tmp_path)) == (3, 2, {"needed"})
+    await keepers.remove()
 
 
 async def test_image_that_cannot_be_removed_does_not_keep_the_others(tmp_path: Path) -> None:
-    keepers = await made(tmp_path)
+    made = await created(tmp_path)
+    made.release()
+    keepers = made.made
     first = next(iter(keepers))
     Path(first).write_bytes(b"no image of ours")
     with pytest.raises(InvalidTarget, match="no longer empty") as caught:

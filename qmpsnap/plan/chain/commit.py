@@ -12,7 +12,7 @@ from itertools import pairwise
 
 from qmpsnap.errors import InvalidTarget, NotInChain, StillNeeded, Unsupported
 from qmpsnap.model.disk_names import find_disk
-from qmpsnap.model.files import NOT_ALLOWED, Ask
+from qmpsnap.model.files import NOT_ALLOWED, Ask, Files
 from qmpsnap.model.graph import Disk, Graph, Layer
 from qmpsnap.model.hints import command
 from qmpsnap.model.names import digest, invalid_names, job_id
@@ -25,6 +25,7 @@ from qmpsnap.plan.chain.layers import (
     recorded_like,
     refuse_commit_of_shorter,
 )
+from qmpsnap.plan.checks import keepers
 from qmpsnap.plan.checks.disk import (
     ask_viewed,
     refuse_empty,
@@ -292,7 +293,7 @@ def refuse_needed(
     given_up = tuple(file for file in images if file in allowed)
     needed = [*disks, *(file for file in images if file not in allowed)]
     if not files.shared:
-        _refuse_by(needed)
+        _refuse_by(files, needed)
         note = "images of other machines were not searched for: QEMU's files are not visible from here"
         if files.looked_in:
             note = (
@@ -305,8 +306,9 @@ def refuse_needed(
             raise InvalidTarget(f"{where}, given with --look-in, is not a directory", file=where)
     refuse_unsearched(scene, (*files.looked_in, *files.directories), "the chain")
     locked = [where.partition(": ")[0] for where in files.unreadable if where.endswith(NOT_ALLOWED)]
-    _refuse_by(needed)
-    _refuse_by([file for file in locked if file not in allowed], "it cannot be read, and may be backed")
+    _refuse_by(files, needed)
+    unread = [file for file in locked if file not in allowed]
+    _refuse_by(files, unread, "it cannot be read, and may be backed")
     notes = [f"could not be read, may be backed by the chain: {where}" for where in files.unreadable]
     notes += [
         f"images of other machines backed by {layer.file} were not searched for"
@@ -316,18 +318,20 @@ def refuse_needed(
     return given_up, tuple(notes)
 
 
-def _refuse_by(needed: Iterable[str], why: str = "it is backed") -> None:
+def _refuse_by(files: Files, needed: Iterable[str], why: str = "") -> None:
     """Refuse when anything needs what changes; a disk of this machine cannot be given up."""
     by = list(dict.fromkeys(needed))
     if not by:
         return
+    why = why or ("they are backed" if len(by) > 1 else "it is backed")
     disks = [name.removeprefix("disk ") for name in by if name.startswith("disk ")]
-    ways = [f"stream {name} first: {command('stream', name)}" for name in disks]
-    if len(disks) < len(by):
-        ways.append("stream such an image first, or let it become invalid with --invalidate FILE")
-        ways.append("if it is a raw disk whose guest wrote that header, move it to another directory")
+    hints = [f"stream {name} first: {command('stream', name)}" for name in disks]
+    hints += keepers.ways(files, by)
+    if any(name not in files.keepers for name in by[len(disks) :]):
+        hints.append("stream such an image first, or let it become invalid with --invalidate FILE")
+        hints.append("if it is a raw disk whose guest wrote that header, move it to another directory")
     raise StillNeeded(
-        f"still needed by {', '.join(by)}: {why} by a layer that this commit changes",
+        f"still needed by {', '.join(keepers.named(files, by))}: {why} by a layer that this commit changes",
         by=by,
-        hint="; ".join(ways),
+        hint="; ".join(hints),
     )

@@ -28,6 +28,7 @@ from qmpsnap.plan.chain import commit, stream
 from qmpsnap.plan.chain.deletion import Deleting, Part, whole, with_tidying
 from qmpsnap.plan.chain.folding import Run, merged, ways
 from qmpsnap.plan.checks.disk import refuse_jobs, refuse_loss, refuse_read_only, refuse_viewed
+from qmpsnap.plan.checks.keepers import named
 from qmpsnap.plan.checks.place import other_disks
 from qmpsnap.plan.commands.files import Proof, retire_file
 from qmpsnap.plan.commands.records import keep_continued, rewritten
@@ -145,9 +146,9 @@ def standing(scene: Scene, disk: Disk, layer: Layer) -> list[str]:
     return [*other_disks(scene, disk, layer), *images, *_moments(scene, layer.file, disk.files)]
 
 
-def based(by: Iterable[str], *, on: str = "it") -> list[str]:
+def based(files: Files, by: Iterable[str], *, on: str = "it") -> list[str]:
     """What is based on a layer, as a clause; none if nothing is."""
-    *some, last = dict.fromkeys(by) or ("",)
+    *some, last = named(files, dict.fromkeys(by)) or ("",)
     if not last:
         return []
     return [f"{', '.join(some)} and {last} are based on {on}" if some else f"{last} is based on {on}"]
@@ -191,7 +192,8 @@ def _merge(deleting: Deleting, name: str, wanted: Collection[str]) -> None:
             needed.append(index)
         holds = held(deleting.scene, layer)
         if layer.file in wanted and (by or holds):
-            deleting.stays(name, layer.file, "; ".join((*based(by), *(f"{what} is in it" for what in holds))))
+            clauses = *based(deleting.scene.files, by), *(f"{what} is in it" for what in holds)
+            deleting.stays(name, layer.file, "; ".join(clauses))
         elif layer.file in wanted:
             goes.add(index)
     base = len(disk.layers) - 1
@@ -199,7 +201,8 @@ def _merge(deleting: Deleting, name: str, wanted: Collection[str]) -> None:
     if base in goes and top in needed:  # copying a base image up would free nothing, as its file stays
         goes.remove(base)
         by = standing(deleting.scene, disk, disk.layers[top])
-        why = f"{disk.files[top]} cannot be merged into it, because {''.join(based(by, on='that'))}"
+        because = "".join(based(deleting.scene.files, by, on="that"))
+        why = f"{disk.files[top]} cannot be merged into it, because {because}"
         deleting.stays(name, disk.files[base], why)
     # Indexes change with each job, so the jobs name the layers by their files.
     for run in merged(sizes(disk), goes, needed):
@@ -323,7 +326,7 @@ def _put_aside(deleting: Deleting, disk: str, file: str) -> None:
     if step is not None:
         deleting.removed.append(step)
     elif fact is None or fact.kind != "missing":
-        deleting.stays(disk, file, "; ".join((*based(by), *opened)))
+        deleting.stays(disk, file, "; ".join((*based(scene.files, by), *opened)))
 
 
 def _after(scene: Scene, done: Plan) -> Scene:

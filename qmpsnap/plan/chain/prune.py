@@ -108,7 +108,7 @@ def _still_too_deep(
             if layer.file in files:
                 by = [what for what in delete.standing(scene, disk, layer) if what not in names]
                 if by:
-                    reasons += delete.based(by, on=layer.file)
+                    reasons += delete.based(scene.files, by, on=layer.file)
                 elif (disk.name, layer.file) not in held and layer.file not in nameless:
                     reasons.append(f"{layer.file} holds no snapshot that could be deleted")
         why = f": {'; '.join(reasons)}" if reasons else ""
