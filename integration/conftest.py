@@ -9,6 +9,10 @@
     small       small(size): a new tmpfs of that size, where we may mount; gone with the test
     leftovers   leftovers.allow(FILE): a record that the test leaves on purpose
 
+A test that is marked `one_qemu` runs on one of the QEMUs, and the module's next such test, or next variant of
+it, on the next QEMU: each QEMU takes its share. Marked is what hardly depends on the QEMU: texts, exit codes,
+our own files and records, the guest itself. With `--all` it runs on every QEMU.
+
 After every test, whether it uses these or not, nothing may be left: no process that we started, no
 task, no descriptor, no temporary file and no intent record in its tmp_path. A Machine checks at its
 end that QEMU has no job and no node of ours.
@@ -31,6 +35,7 @@ import pytest
 
 from integration.known_images import QEMUS, make_images
 from integration.machines import Leftovers, Machine
+from integration.sampling import sampled_out
 from tests.environment import freeze, settle
 
 settle()
@@ -43,33 +48,56 @@ def pytest_addoption(parser):
     parser.addoption("--all", action="store_true", help="every point and site; else the sampled ones")
 
 
+def pytest_configure(config):
+    config.addinivalue_line(
+        "markers", "one_qemu: runs on one QEMU, which is in turn another one; see conftest.py"
+    )
+
+
+def pytest_collection_modifyitems(config, items):
+    ours = [
+        item for item in items if Path(__file__).parent in item.path.parents and hasattr(item, "callspec")
+    ]
+    dropped = _unwanted(config, ours)
+    if not config.getoption("--all"):
+        dropped |= sampled_out(
+            (item.path, _without_qemu(item), item)
+            for item in ours
+            if item not in dropped and item.get_closest_marker("one_qemu")
+        )
+    if dropped:
+        config.hook.pytest_deselected(items=[item for item in items if item in dropped])
+        items[:] = [item for item in items if item not in dropped]
+
+
 def pytest_collection_finish():
     freeze()
 
 
-def pytest_collection_modifyitems(config, items):
+def _unwanted(config, items):
+    """The tests on other QEMUs than those that `--qemu` takes."""
     wanted = [version for version in config.getoption("--qemu").split(",") if version]
-    if not wanted:
-        return
-    unwanted = {
-        name
-        for qemu in QEMUS
-        for name in (qemu.version, qemu.short)
-        if not any(qemu.version == version or qemu.version.startswith(f"{version}.") for version in wanted)
-    }
     missing = [version for version in wanted if not any(q.version.startswith(version) for q in QEMUS)]
     if missing:
         raise pytest.UsageError(f"scripts/qemu-matrix has no QEMU {', '.join(missing)}")
-    dropped = [
-        item
-        for item in items
-        if Path(__file__).parent in item.path.parents
-        and hasattr(item, "callspec")
-        and unwanted & set(item.callspec.id.split("-"))
+    unwanted = {name for qemu in QEMUS if qemu not in _taken(config) for name in (qemu.version, qemu.short)}
+    return {item for item in items if unwanted & set(item.callspec.id.split("-"))}
+
+
+def _taken(config):
+    """The QEMUs that `--qemu` takes: all of them, if it names none."""
+    wanted = [version for version in config.getoption("--qemu").split(",") if version]
+    return [
+        qemu
+        for qemu in QEMUS
+        if not wanted
+        or any(qemu.version == version or qemu.version.startswith(f"{version}.") for version in wanted)
     ]
-    if dropped:
-        config.hook.pytest_deselected(items=dropped)
-        items[:] = [item for item in items if item not in set(dropped)]
+
+
+def _without_qemu(item):
+    versions = {name for qemu in QEMUS for name in (qemu.version, qemu.short)}
+    return item.originalname, tuple(part for part in item.callspec.id.split("-") if part not in versions)
 
 
 @pytest.fixture(params=QEMUS, ids=[qemu.short for qemu in QEMUS])

@@ -10,6 +10,8 @@ import pytest
 from integration.cli import Cli, records
 from integration.machines import READS, blockdev, drive
 
+pytestmark = pytest.mark.one_qemu
+
 
 @pytest.fixture
 def vda(images, machine):

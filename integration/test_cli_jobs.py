@@ -15,6 +15,8 @@ import pytest
 from integration.cli import Cli, Terminal, records
 from integration.machines import blockdev, wait_for
 
+pytestmark = pytest.mark.one_qemu
+
 SLOW = ("--speed", "64K")  # a job that ends long after the test
 
 

@@ -11,6 +11,8 @@ from integration.machines import blockdev, wait_for
 from integration.states import status
 from integration.test_cli import files_in
 
+pytestmark = pytest.mark.one_qemu
+
 LARGE = ("-m", "1G")  # so that the job takes long enough to be caught at it
 
 CASES = {

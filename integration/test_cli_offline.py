@@ -13,6 +13,8 @@ from integration.cli import Cli
 from integration.machines import blockdev, listing, wait_for
 from integration.off import daemons
 
+pytestmark = pytest.mark.one_qemu
+
 
 @pytest.fixture
 def command(qemu, tmp_path):

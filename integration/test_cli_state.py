@@ -12,6 +12,8 @@ from integration.cli import Cli
 from integration.machines import blockdev, wait_for
 from integration.test_cli import files_in, planned, sent
 
+pytestmark = pytest.mark.one_qemu
+
 WAITS = ("-incoming", "defer")
 WRITE = (7, 0, 65536)
 LATER = (8, 0, 65536)

@@ -15,7 +15,7 @@ import pytest
 from integration.cli import ROOT, Cli, Terminal
 from integration.machines import blockdev, drive
 
-pytestmark = pytest.mark.timeout(300)  # a score of processes, one after the other
+pytestmark = [pytest.mark.one_qemu, pytest.mark.timeout(300)]  # a score of processes, one after the other
 
 README = (ROOT / "README.md").read_text()
 TUTORIAL = (ROOT / "docs" / "tutorial.md").read_text()

@@ -85,6 +85,7 @@ def count_in(writer, file: Path, *, low: int, high: int) -> int:
         return writer.writes.count_in(image, low=low, high=high)
 
 
+@pytest.mark.one_qemu
 async def test_guest_is_there_again_after_a_reset_and_gone_after_poweroff(qemu, tmp_path):
     async with machine(qemu, tmp_path, disk(tmp_path)) as vm, open_guest(vm.port) as guest:
         await guest.run("echo written > /dev/vda; sync; echo lost > /tmp/file")
@@ -101,6 +102,7 @@ async def test_guest_is_there_again_after_a_reset_and_gone_after_poweroff(qemu, 
             await guest.run("true")
 
 
+@pytest.mark.one_qemu
 @pytest.mark.parametrize("kind", ["q35", "pc"])
 async def test_guest_has_a_disk_of_each_bus_and_can_mount_it(qemu, tmp_path, kind):
     disks = [
@@ -121,6 +123,7 @@ async def test_guest_has_a_disk_of_each_bus_and_can_mount_it(qemu, tmp_path, kin
             await guest.device("vdx", limit=0.1)
 
 
+@pytest.mark.one_qemu
 async def test_writer_has_written_exactly_what_it_counted_on_each_bus(qemu, tmp_path):
     disks = [disk(tmp_path, f"{bus}0", bus=bus) for bus in ("virtio", "scsi", "ide")]
     async with machine(qemu, tmp_path, *disks) as vm, open_guest(vm.port) as guest:
@@ -140,6 +143,7 @@ async def test_writer_has_written_exactly_what_it_counted_on_each_bus(qemu, tmp_
         assert count_in(writer, file, low=count, high=count) == count
 
 
+@pytest.mark.one_qemu
 async def test_writer_is_at_a_count_between_two_when_its_disk_is_snapshotted(qemu, tmp_path):
     base = disk(tmp_path, format="qcow2")
     async with machine(qemu, tmp_path, base, disk(tmp_path, "vdb")) as vm, open_guest(vm.port) as guest:
@@ -164,6 +168,7 @@ async def test_writer_is_at_a_count_between_two_when_its_disk_is_snapshotted(qem
     assert count_in(other, vm.disks[1], low=other_end, high=other_end) == other_end
 
 
+@pytest.mark.one_qemu
 async def test_stop_raises_when_a_write_had_failed(qemu, tmp_path):
     node = {"driver": "blkdebug", "node-name": "bad", "image": {"driver": "null-co", "size": 16 << 20}}
     node["inject-error"] = [{"event": "none", "iotype": "write", "errno": 5, "sector": 128 * 200}]

@@ -170,6 +170,7 @@ class Walk:
         assert all_moments.unneeded == ()
 
 
+@pytest.mark.one_qemu
 @pytest.mark.parametrize("seed", range(4))
 async def test_moments_are_where_they_are_told_to_be(qemu, machine, tmp_path, kind, seed, leftovers):
     state = tmp_path / "state"

@@ -107,6 +107,7 @@ async def test_snapshot_of_a_disk_with_a_relative_name_starts_from_anywhere(
     assert qemu.read(tmp_path / overlay) == content(2)
 
 
+@pytest.mark.one_qemu
 async def test_snapshots_hundred_in_a_row_go_back_into_one(qemu, images, machine, tmp_path):
     made = images("base")
     data = content(1)

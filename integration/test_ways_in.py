@@ -108,6 +108,7 @@ def ways(qemu) -> tuple[str, ...]:
     return WAYS if qemu == QEMUS[0] else (WAYS[QEMUS.index(qemu) % len(WAYS)],)
 
 
+@pytest.mark.one_qemu
 async def test_each_way_into_a_guest_does_the_same_and_stale_guests_are_woken(qemu, tmp_path, monkeypatch):
     async with booted(qemu, tmp_path) as (vm, guest):
         await guest.run(CONSOLE_SHELL)
