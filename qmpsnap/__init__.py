@@ -52,8 +52,10 @@ if TYPE_CHECKING:
     from qmpsnap.group import Group, GroupDone, GroupIntent, GroupMoment
     from qmpsnap.jobs import Jobs
     from qmpsnap.launched import Ended, LaunchedVM, launch, launcher_of
+    from qmpsnap.machines import address_of, list_machines
     from qmpsnap.model.backup import BackupDisk, BackupRecord
     from qmpsnap.model.graph import Bitmap, Disk, Filter, Graph, InternalSnapshot, Io, Layer, Node, draw
+    from qmpsnap.model.host_process import HostProcess
     from qmpsnap.model.job import IoStatus, Job, JobStatus
     from qmpsnap.model.job_place import JobPlace
     from qmpsnap.model.kept_state import KeptState
@@ -62,6 +64,7 @@ if TYPE_CHECKING:
     from qmpsnap.model.meaning.table import MEANINGS, Meaning, explain
     from qmpsnap.model.moments import Moment, MomentKind, MomentPart, Moments
     from qmpsnap.model.record import IntentRecord, Member, MomentRecord, Origin
+    from qmpsnap.model.running_qemu import OpenDisk, QmpSocket, RunningQemu, SocketState
     from qmpsnap.model.start import GuestMemory, Start
     from qmpsnap.model.step import Stage
     from qmpsnap.model.tree import Owner, Tree, TreeImage, TreeLine
@@ -105,6 +108,7 @@ __all__ = [  # noqa: RUF022
     "Console", "Port", "Launcher", "launcher_of", "Start", "GuestMemory", "Template", "open_template",
     "remove_template",
     "Children", "Child",
+    "list_machines", "address_of", "RunningQemu", "QmpSocket", "SocketState", "OpenDisk", "HostProcess",
     "Accelerator", "Bus", "Ended",
     "Snapshot", "Stream", "Commit", "Mirror", "Checkpoint", "MakeStore", "Revert", "Save", "Restore",
     "Delete", "Prune",
@@ -135,8 +139,10 @@ _HOMES = (
     "group",
     "jobs",
     "launched",
+    "machines",
     "model.backup",
     "model.graph",
+    "model.host_process",
     "model.job",
     "model.job_place",
     "model.machine",
@@ -144,6 +150,7 @@ _HOMES = (
     "model.meaning.table",
     "model.moments",
     "model.record",
+    "model.running_qemu",
     "model.start",
     "model.tree",
     "model.view",

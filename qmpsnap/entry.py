@@ -41,8 +41,9 @@ async def connect(
     """Drive a running QEMU; the connection lasts as long as the block.
 
     Args:
-        address: Path of a unix socket, "tcp:HOST:PORT", (host, port), a connected socket, which becomes ours,
-            or a connected QMPClient, which stays yours.
+        address: Path of a unix socket, "@NAME" of an abstract one, "tcp:HOST:PORT", (host, port), a connected
+            socket, which becomes ours, or a connected QMPClient, which stays yours. `address_of` finds that
+            of a machine by its name.
         shared_fs: Whether QEMU's files are visible here; None: detect it.
         state_dir: Directory of records; None: beside each base image.
         pid: QEMU's process id, if the socket does not give it.

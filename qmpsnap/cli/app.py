@@ -43,6 +43,7 @@ _VERBS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "template": ("clones", "template"),
         "clone": ("clones", "clone"),
         "fork": ("clones", "fork"),
+        "ps": ("ps", "ps"),
         "jobs": ("jobs", "jobs"),
         "job": ("job", "job"),
         "events": ("events", "events"),
@@ -65,7 +66,7 @@ class App:
     """The options that say how, not what: all verbs share them but the last four.
 
     Attributes:
-        socket: Path of QEMU's monitor, or tcp:HOST:PORT; "" when none was given.
+        socket: Path of QEMU's monitor, tcp:HOST:PORT, or a machine; "" when none was given.
         socket_by_variable: Whether it came from the environment.
         images: The active images of a machine that is off, each as DISK=IMAGE.
         formats: Formats of those images, each as DISK=FORMAT.
@@ -136,10 +137,11 @@ def _shared_options(*, again: bool) -> list[click.Parameter]:
         option(
             "-s",
             "--socket",
-            metavar="PATH|tcp:HOST:PORT",
+            metavar="PATH|NAME|PID|tcp:HOST:PORT",
             envvar=None if again else SOCKET_VARIABLE,
-            type=click.Path(readable=False),  # whether it may be reached is known when it is tried
-            help=f"QEMU's monitor. [default: ${SOCKET_VARIABLE}]",
+            type=MachineOption(),
+            help="QEMU's monitor, or a machine of this host by the name or the process id that `qmpsnap ps` "
+            f"lists. [default: ${SOCKET_VARIABLE}]",
         ),
         option(
             "-i",
@@ -203,6 +205,22 @@ def _shared_options(*, again: bool) -> list[click.Parameter]:
             "as $QMPSNAP_DISK_NAME, and more arguments for QEMU.",
         ),
     ]
+
+
+class MachineOption(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.4 only
+    """A monitor's path or address, or a machine; the shell completes paths, and the machines' names."""
+
+    name = "machine"
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """Give the machines' names, and leave paths to the shell."""
+        from qmpsnap.cli.machine_names import machine_names  # noqa: PLC0415 - for completion alone
+
+        del ctx, param
+        item = click.shell_completion.CompletionItem
+        return [item(incomplete, type="file"), *map(item, machine_names(incomplete))]
 
 
 class ImageOption(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.4 only
@@ -345,7 +363,7 @@ def _version(context: click.Context, option: click.Parameter, value: bool) -> No
     ],
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     subcommand_metavar="VERB ...",
-    options_metavar="[-s PATH|tcp:HOST:PORT | -i DISK=IMAGE] [--json] [-v]",
+    options_metavar="[-s PATH|NAME|PID|tcp:HOST:PORT | -i DISK=IMAGE] [--json] [-v]",
     epilog="These options may also follow the verb. Verbs that change something take -n (--dry-run): "
     "it prints the exact QMP and sends none of it. "
     "Exit: 0 done, 1 result not printed, or a bug, 2 usage, "

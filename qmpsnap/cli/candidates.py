@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
@@ -21,9 +20,6 @@ from qmpsnap.model.qapi import read
 from qmpsnap.vm import VM
 
 T = TypeVar("T")
-# No quote, blank, expansion, pattern, history, comment or separator of bash, zsh or fish; click's
-# completion scripts split at commas.
-_WORD = re.compile(r"[A-Za-z0-9_./][A-Za-z0-9_./:@+=-]*")
 _PATIENCE = 0.8  # seconds that somebody who pressed Tab may wait
 
 
@@ -42,11 +38,6 @@ async def known_events(vm: VM) -> list[str]:
     """Names of the events that this QEMU can send. QAPI: query-qmp-schema (introspect.json)."""
     command = "query-qmp-schema"
     return event_names(read(list[SchemaInfo], await vm.execute(command), command))
-
-
-def is_word(name: str) -> bool:
-    """Whether every shell takes the name for one word without quotes, and no verb takes it for an option."""
-    return _WORD.fullmatch(name) is not None
 
 
 def disks(context: click.Context) -> list[str]:

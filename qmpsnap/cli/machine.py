@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -89,19 +90,31 @@ def _opened(
             raise click.UsageError(f"{option} applies to images of a machine that is off: give -i DISK=IMAGE")
     if not app.socket:
         raise click.UsageError(
-            "which machine? Give its monitor with -s PATH or -s tcp:HOST:PORT, or in "
+            "which machine? Give -s PATH, the path of its monitor, or -s NAME or -s PID (see qmpsnap ps), or "
             f"${SOCKET_VARIABLE}; if it is off, give its images with -i DISK=IMAGE. "
             "QEMU has a monitor when it is started with -qmp unix:PATH,server=on,wait=off"
         )
     if app.socket.startswith("tcp:") and not _TCP.fullmatch(app.socket):
         raise click.BadParameter(f"{app.socket!r} is not of the form tcp:HOST:PORT", param_hint="-s")
-    return qmpsnap.connect(
-        app.socket,
-        shared_fs=app.shared_fs if with_files else False,
+    return _connected(app, shared_fs=app.shared_fs if with_files else False, greeting_limit=greeting_limit)
+
+
+@asynccontextmanager
+async def _connected(app: App, *, shared_fs: bool | None, greeting_limit: float) -> AsyncIterator[VM]:
+    async with qmpsnap.connect(
+        await _address(app.socket),
+        shared_fs=shared_fs,
         state_dir=app.state_dir or None,
         greeting_limit=greeting_limit,
         record=app.record,
-    )
+    ) as vm:
+        yield vm
+
+
+async def _address(socket: str) -> str:
+    """The address that -s means: a path that exists, or could be nothing else, or else a machine's."""
+    is_path = "/" in socket or os.path.lexists(socket)
+    return socket if is_path or socket.startswith(("tcp:", "@")) else await qmpsnap.address_of(socket)
 
 
 def refuse_off(app: App, verb: str) -> None:

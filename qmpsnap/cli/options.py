@@ -11,6 +11,7 @@ import click
 
 from qmpsnap.cli import candidates
 from qmpsnap.cli.app import remember
+from qmpsnap.cli.machine_names import is_word
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -48,7 +49,7 @@ class _Live(click.ParamType):  # type: ignore[type-arg]  # generic since click 8
         return [
             click.shell_completion.CompletionItem(name)
             for name in self._find(ctx)
-            if name.startswith(incomplete) and candidates.is_word(name)
+            if name.startswith(incomplete) and is_word(name)
         ]
 
 

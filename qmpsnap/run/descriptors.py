@@ -116,7 +116,7 @@ def open_files(pid: int, names: Iterable[OpenName]) -> Opened:
     held = _descriptors(pid)
     if held is None:
         return Opened(MappingProxyType({name.name: OpenFile(name.name, "unknown") for name in names}))
-    same_view = _same_view(pid)
+    shared = same_view(pid)
     found: dict[str, OpenFile] = {}
     for name in names:
         key = _key(name.name)
@@ -127,8 +127,8 @@ def open_files(pid: int, names: Iterable[OpenName]) -> Opened:
     lost = [name for name in names if name.name not in found]
     left = [item for key, item in held.items() if lost and key not in claimed and item.may_be_image]
     for name in lost:
-        found[name.name] = _lost(pid, name, left) if same_view else _elsewhere(pid, name, held, left)
-    return Opened(MappingProxyType(found), same_view)
+        found[name.name] = _lost(pid, name, left) if shared else _elsewhere(pid, name, held, left)
+    return Opened(MappingProxyType(found), shared)
 
 
 def image_files(pid: int) -> dict[_Key, str] | None:
@@ -299,7 +299,8 @@ def _identity(status: os.stat_result) -> _Key | None:
     return None
 
 
-def _same_view(pid: int) -> bool:
+def same_view(pid: int) -> bool:
+    """Whether the process sees the file system that we see; False if we may not know."""
     try:
         return all(
             os.path.samestat(os.stat(f"/proc/{pid}/{what}"), os.stat(f"/proc/self/{what}"))

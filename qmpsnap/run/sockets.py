@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import socket
 import stat
 import struct
@@ -37,6 +38,11 @@ _ATTRIBUTE = struct.Struct("=HH")  # struct nlattr: length, type
 _BUFFER = 1 << 18
 _LIMIT = 2.0  # seconds; the kernel answers at once
 _IPV4_IN_IPV6 = bytes(10) + b"\xff\xff"
+# A listening or connected socket of type stream in /proc/net/unix; net/unix/af_unix.c: unix_seq_show
+_LISTED = re.compile(
+    r"[0-9a-f]+: [0-9A-F]{8} [0-9A-F]{8} (?P<flags>[0-9A-F]{8}) 0001 0[13] +(?P<inode>\d+)(?: (?P<name>.*))?"
+)
+_ACCEPTS = 0x10000  # __SO_ACCEPTCON
 _INODE_BITS = 0xFFFF_FFFF  # the kernel gives the lower half
 
 
@@ -49,7 +55,8 @@ class UnixSocket(Struct, frozen=True):
         name: The name it was bound to, as the process spelled it; an accepted socket has its listener's. An
             abstract name begins with NUL; "" without a name.
         file: The lower 32 bits of the inode of the socket's file; 0 without a file.
-        peer: Inode of the socket at its other end; 0 if there is none, or it waits to be accepted.
+        peer: Inode of the socket at its other end; 0 if there is none, or it waits to be accepted; -1 if the
+            kernel does not tell.
     """
 
     inode: int
@@ -85,9 +92,31 @@ def unix_sockets() -> dict[int, UnixSocket] | None:
             kernel.settimeout(_LIMIT)
             kernel.bind((0, 0))
             kernel.send(_HEADER.pack(_HEADER.size + len(request), _BY_FAMILY, _DUMP, 1, 0) + request)
-            return {each.inode: each for each in _answers(kernel)}
+            return {each.inode: each for each in _answers(kernel) if each.inode}
     except OSError:
         return None
+
+
+def listed_sockets(pid: int) -> dict[int, UnixSocket]:
+    """The unix sockets of the process's network namespace, without their files and peers.
+
+    The kernel prints names as they are, so that a name with a newline can look like a line of the list. An
+    inode that is listed twice is left out: it is not known which name is its own.
+    """
+    try:
+        lines = kernel_text(f"/proc/{pid}/net/unix").splitlines()
+    except OSError:
+        return {}
+    found: dict[int, UnixSocket] = {}
+    twice = set()
+    for line in lines:
+        if entry := _LISTED.fullmatch(line):
+            inode, name = int(entry["inode"]), entry["name"] or ""
+            twice |= {inode} & set(found)
+            name = f"\0{name[1:]}" if name.startswith("@") else name
+            listening = bool(int(entry["flags"], 16) & _ACCEPTS)
+            found[inode] = UnixSocket(inode, listening, name, peer=0 if listening else -1)
+    return {inode: each for inode, each in found.items() if inode not in twice}
 
 
 def clients_of(path: str) -> tuple[HostProcess, ...] | None:
@@ -109,19 +138,28 @@ def clients_of(path: str) -> tuple[HostProcess, ...] | None:
     table = unix_sockets()
     if table is None or not stat.S_ISSOCK(status.st_mode):
         return None
-    file = status.st_ino & _INODE_BITS
-    peers = {each.peer for each in accepted(table, file=file)} - {0}
+    file = socket_file(status)
+    peers = {each.peer for each in table.values() if each.file == file and not each.listening} - {0}
     return processes_with(peers) if peers else None
 
 
-def accepted(table: Mapping[int, UnixSocket], *, file: int) -> list[UnixSocket]:
-    """The connections that were accepted at a socket's file.
+def socket_file(status: os.stat_result) -> int:
+    """The inode of a socket's file, as in `UnixSocket.file`."""
+    return status.st_ino & _INODE_BITS
 
-    Args:
-        table: All sockets.
-        file: Inode of the file, as in `UnixSocket.file`.
+
+def accepted_from(table: Mapping[int, UnixSocket], listener: UnixSocket) -> list[UnixSocket]:
+    """The connections of a table that were accepted from a listener: they have its name and its file.
+
+    The kernel counts them to the network namespace of the client.
     """
-    return [each for each in table.values() if each.file == file and not each.listening and each.inode]
+    return [
+        each
+        for each in table.values()
+        if not each.listening
+        and each.name == listener.name
+        and (each.file == listener.file or 0 in {each.file, listener.file})
+    ]
 
 
 def tcp_sockets() -> dict[int, TcpSocket]:
@@ -153,14 +191,16 @@ def tcp_clients_of(port: int) -> tuple[HostProcess | str, ...] | None:
     table = tcp_sockets()
     if not any(each.listening and each.local[1] == port for each in table.values()):
         return None
-    by_ends = {(each.local, each.remote): each.inode for each in table.values() if not each.listening}
-    served = [each for each in table.values() if each.local[1] == port and not each.listening]
-    ends = {each.remote: by_ends.get((each.remote, each.local), 0) for each in served}
-    inodes = {inode for inode in ends.values() if inode}
-    elsewhere = tuple(f"{host}:{number}" for (host, number), inode in ends.items() if not inode)
-    if not inodes and not elsewhere:
-        return None
-    return (*processes_with(inodes), *elsewhere)
+    peers, remote = tcp_peers(table, port)
+    return (*processes_with(peers), *remote) if peers or remote else None
+
+
+def tcp_peers(table: Mapping[int, TcpSocket], port: int) -> tuple[set[int], tuple[str, ...]]:
+    """The other ends of the connections to a port: inodes of sockets of this host, and other addresses."""
+    ends = {(each.local, each.remote): each.inode for each in table.values() if not each.listening}
+    clients = {remote: ends.get((remote, local)) for local, remote in ends if local[1] == port}
+    inodes = {inode for inode in clients.values() if inode is not None}
+    return inodes, tuple(f"{host}:{number}" for (host, number), inode in clients.items() if inode is None)
 
 
 def processes_with(inodes: set[int]) -> tuple[HostProcess, ...]:

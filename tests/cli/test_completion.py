@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from qmpsnap.cli.candidates import is_word
+from qmpsnap.cli.machine_names import is_word
 from qmpsnap.cli.main import run
 from tests.each import each
 

@@ -22,7 +22,7 @@ _LAST_PORT = 65535  # the resolver takes a higher one, and counts from 0 again
 _RETRY = 0.05  # seconds; the kernel tells nobody when a listener's backlog has room again
 
 Address = str | tuple[str, int] | socket.socket
-"""A unix socket's path, "tcp:HOST:PORT", (host, port), or a connected socket."""
+"""A unix socket's path, "@NAME" of an abstract one, "tcp:HOST:PORT", (host, port), or a connected socket."""
 
 
 class Peer(Struct, frozen=True):
@@ -93,18 +93,20 @@ def peer_of(sock: object, pid: int | None) -> Peer:
 
 
 async def _dial_unix(path: str) -> socket.socket:
+    is_abstract = path.startswith("@") and not os.path.lexists(path)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         sock.setblocking(False)  # noqa: FBT003 - the standard library's own
         while True:
             try:
                 # Not asyncio's sock_connect: it takes EAGAIN, a full backlog, for a connect under way.
-                sock.connect(path)
+                sock.connect(f"\0{path[1:]}" if is_abstract else path)
             except BlockingIOError:
                 await anyio.sleep(_RETRY)
             else:
                 break
-        _warn_of_others(path)
+        if not is_abstract:
+            _warn_of_others(path)
     except BaseException as error:
         sock.close()
         if isinstance(error, OSError):
@@ -196,8 +198,11 @@ def _group(number: int) -> str:
 
 def _warn_of_others(path: str) -> None:
     """Warn when every user of this host may write to the monitor, and so act as QEMU's user."""
-    real = Path(path).resolve()
-    if not real.stat().st_mode & stat.S_IWOTH:
+    try:
+        if not Path(path).stat().st_mode & stat.S_IWOTH:
+            return
+        enters = all(folder.stat().st_mode & stat.S_IXOTH for folder in Path(path).resolve().parents)
+    except OSError:  # it is in another file system, reached through /proc/PID/root, where only root can go
         return
-    if all(folder.stat().st_mode & stat.S_IXOTH for folder in real.parents):
+    if enters:
         _log.warning("socket.found_writable_by_others", vm=path, hint=f"chmod o-w {path}")
