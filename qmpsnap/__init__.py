@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from qmpsnap.launched import Ended, LaunchedVM, launch, launcher_of
     from qmpsnap.machines import address_of, list_machines
     from qmpsnap.model.backup import BackupDisk, BackupRecord
+    from qmpsnap.model.finding import Finding, Severity
     from qmpsnap.model.graph import Bitmap, Disk, Filter, Graph, InternalSnapshot, Io, Layer, Node, draw
     from qmpsnap.model.host_process import HostProcess
     from qmpsnap.model.job import IoStatus, Job, JobStatus
@@ -115,6 +116,7 @@ __all__ = [  # noqa: RUF022
     "Intent", "Mode", "FileMode", "Ending", "Sync", "Format", "OnError", "Folded", "Via", "Into", "Wake",
     "GroupIntent", "GroupMoment", "GroupDone",
     "Plan", "Stage", "Done", "Hooks", "Progress", "View", "DiskView", "ViewLayer", "open_view",
+    "Finding", "Severity",
     "BackedUp", "BackupRecord", "BackupDisk", "list_backups", "verify_backup", "restore_backup",
     "Graph", "Disk", "Layer", "Filter", "Io", "Node", "InternalSnapshot",
     "Moments", "Moment", "MomentKind", "MomentPart", "Tree", "TreeImage", "TreeLine", "Owner",
@@ -141,6 +143,7 @@ _HOMES = (
     "launched",
     "machines",
     "model.backup",
+    "model.finding",
     "model.graph",
     "model.host_process",
     "model.job",

@@ -17,7 +17,7 @@ from qmpsnap.run.disk import in_thread
 from qmpsnap.run.images import Images
 from qmpsnap.run.live import LiveTarget
 from qmpsnap.run.paths import absolute, absolute_each
-from qmpsnap.run.preflight import read_chains
+from qmpsnap.run.preflight import read_chains, read_each
 from qmpsnap.run.session import Recorder, Session, recording
 from qmpsnap.run.unopened import UnopenedTarget
 from qmpsnap.vm import VM
@@ -143,17 +143,15 @@ async def offline(
     check("read_only", read_only, bool)
     check("name", name, str)
     called = name or "the machine"
-    read = partial(
-        read_chains,
-        _images(images, disks),
-        formats=_formats(formats),
-        allow_dirs=absolute_each("allow_dirs", allow_dirs),
-    )
+    named, known = _images(images, disks), _formats(formats)
+    allowed = absolute_each("allow_dirs", allow_dirs)
+    read = partial(read_chains, named, formats=known, allow_dirs=allowed)
     directory = "" if state_dir is None else absolute("state_dir", state_dir)
     program = path_text("daemon", daemon)
     with recording(_record(record)) as recorder:
         if read_only:
-            yield VM(UnopenedTarget(read, name=called), state_dir=directory)
+            each = partial(read_each, named, formats=known, allow_dirs=allowed)
+            yield VM(UnopenedTarget(read, name=called, each=each), state_dir=directory)
             return
         images_now = await in_thread(read)
         async with open_images(images_now, program=program, name=called, recorder=recorder) as target:

@@ -20,6 +20,7 @@ from qmpsnap.fork import Children, fork
 from qmpsnap.helper import choose_launcher
 from qmpsnap.jobs import Jobs
 from qmpsnap.model.arguments import AtLeastOne, NewName, Speed, Text, check, refuse, texts
+from qmpsnap.model.finding import Finding
 from qmpsnap.model.graph import Graph
 from qmpsnap.model.machine import Status
 from qmpsnap.model.moments import Moments
@@ -49,6 +50,7 @@ from qmpsnap.plan.intent import (
 from qmpsnap.plan.plan import Plan
 from qmpsnap.plan.view import only
 from qmpsnap.plan.vmstate.guest import refuse_cont, refuse_stop
+from qmpsnap.run.examination import diagnose
 from qmpsnap.run.executor import Executor
 from qmpsnap.run.idle import Idle
 from qmpsnap.run.outcome import Done, Hooks, check_hooks
@@ -172,6 +174,20 @@ class VM:
         QAPI: query-named-block-nodes, SnapshotInfo (block-core.json).
         """
         return await self._planning.moments()
+
+    async def diagnose(self) -> tuple[Finding, ...]:
+        """Each trouble of the machine or its images, with its cause and the command that mends it.
+
+        Nothing is changed. What is found on a running machine is looked for twice, 0.2 s apart: an operation
+        of another client that is at work is no trouble. With the machine off, a chain that cannot be read is
+        a finding, and no error.
+
+        Returns:
+            The findings, the most urgent first; those whose `severity` is "limit" last, which are no trouble.
+
+        QAPI: query-block and others (block-core.json), query-jobs (job.json), query-status (run-state.json).
+        """
+        return await diagnose(self._target, self._planning)
 
     async def status(self) -> Status:
         """Whether the guest is running, and its run state, as of now.

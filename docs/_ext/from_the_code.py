@@ -4,6 +4,7 @@ cli-help VERB...     what `qmpsnap VERB... --help` prints
 errors               every class of errors.py, its exit code, and when it is raised
 job-states           QEMU's states of a job, what may follow each, and what can be asked of it there
 meanings KIND        the words of a kind that `qmpsnap explain` knows, their meaning, and what to do
+troubles             what the doctor finds, and whether it is a trouble
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from qmpsnap import errors
 from qmpsnap.cli.app import App, cli
 from qmpsnap.model.job import TRANSITIONS, VERBS
 from qmpsnap.model.meaning.table import MEANINGS
+from qmpsnap.plan.diagnosis.rules import RULES
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
@@ -107,6 +109,22 @@ def _marked(text: str) -> nodes.Node:
     return nodes.inline("", "", *pieces)
 
 
+class Troubles(SphinxDirective):
+    """The table of everything that the doctor finds."""
+
+    def run(self) -> list[nodes.Node]:
+        """Make one row a rule, in the order in which they are reported."""
+        rows = [
+            [
+                nodes.reference(text=rule.code, refuri=f"#{rule.code}"),
+                nodes.Text(rule.what),
+                nodes.Text(rule.severity),
+            ]
+            for rule in RULES
+        ]
+        return [_table(["code", "what it is", ""], rows)]
+
+
 def _literal(text: str) -> nodes.literal_block:
     block = nodes.literal_block(text, text)
     block["language"] = "text"
@@ -131,4 +149,5 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("errors", Errors)
     app.add_directive("job-states", JobStates)
     app.add_directive("meanings", Meanings)
+    app.add_directive("troubles", Troubles)
     return {"parallel_read_safe": True}

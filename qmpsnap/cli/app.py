@@ -50,6 +50,7 @@ _VERBS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "status": ("guest", "status"),
         "cont": ("guest", "cont"),
         "stop": ("guest", "stop"),
+        "doctor": ("doctor", "doctor"),
         "qmp": ("qmp", "qmp"),
         "replay": ("replay", "replay"),
         "explain": ("explain", "explain"),
@@ -368,7 +369,7 @@ def _version(context: click.Context, option: click.Parameter, value: bool) -> No
     "it prints the exact QMP and sends none of it. "
     "Exit: 0 done, 1 result not printed, or a bug, 2 usage, "
     "3 refused, 4 QEMU said no or cannot be reached, 5 link lost, "
-    "6 done but not as predicted, 7 stopped half-way, 130 interrupted.",
+    "6 done but not as predicted, 7 stopped half-way, 8 the doctor found trouble, 130 interrupted.",
 )
 def cli() -> None:
     """Snapshots and checkpoints of virtual machines, over QEMU's own monitor, and of images alone."""

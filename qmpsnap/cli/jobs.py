@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -11,7 +12,7 @@ from qmpsnap.cli.output import Row, emit, json_line, relative, table, to_stderr,
 from qmpsnap.cli.runner import current_app, run
 from qmpsnap.cli.signals import Signals
 from qmpsnap.errors import Refused
-from qmpsnap.model.hints import command
+from qmpsnap.model.interrupted import finishing
 from qmpsnap.model.job import ENDED, IoStatus, Job, JobStatus
 from qmpsnap.model.job_place import JobPlace
 from qmpsnap.model.printable import printable
@@ -143,17 +144,7 @@ class _Left:
     @property
     def way(self) -> str:
         """The command that finishes it: the remaining steps, or the whole commit again."""
-        record = self.record
-        files = record.chains.get(record.disk, ())
-        if not self.vanished or not record.folded:
-            return f"qmpsnap job wait {record.id}"
-        # A commit that was stopped has written into its base: only the same commit repairs that.
-        above, below = files.index(record.folded[0]), files.index(record.folded[-1]) + 1
-        top = ("--top", record.folded[0]) if above else ()
-        base = (
-            ("--base", files[below]) if below < len(files) else ()
-        )  # else it is not a file, and the default
-        return command("commit", record.disk, *top, *base)
+        return shlex.join(finishing(self.record, vanished=bool(self.vanished)))
 
     def text(self) -> list[str]:
         """The lines of text output."""

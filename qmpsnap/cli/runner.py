@@ -123,13 +123,17 @@ def command(*verb: str, to_new: bool = False) -> str:
         verb: The verb and what follows it.
         to_new: Whether it is for a new QEMU, whose monitor is not known yet: NEW is its placeholder.
     """
-    app = current_app()
+    return printable(shlex.join(["qmpsnap", *words_of(current_app(), to_new=to_new), *verb]))
+
+
+def words_of(app: App, *, to_new: bool = False) -> list[str]:
+    """The shared options that a further command for this machine needs; `to_new` as for `command`."""
     options = ["-s", "NEW"] if to_new else words(app)
     if app.state_dir:
         options += ["--state-dir", app.state_dir]
     if app.shared_fs is not None:
         options += ["--shared-fs", "yes" if app.shared_fs else "no"]
-    return printable(shlex.join(["qmpsnap", *options, *verb]))
+    return options
 
 
 def hooks(signals: Signals, bar: Bar | Lines | None, began: Mapping[str, str] = _ANYWHERE) -> Hooks:

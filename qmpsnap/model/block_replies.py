@@ -23,6 +23,7 @@ class BlockInfo(Reply, frozen=True):
     device: str = ""
     qdev: str = ""
     inserted: Inserted | None = None
+    io_status: str = "ok"
 
 
 class BlockStats(Reply, frozen=True):

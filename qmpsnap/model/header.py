@@ -30,6 +30,7 @@ _EXT_BACKING_FORMAT = 0xE2792ACA
 _EXT_DATA_FILE = 0x44415441
 _EXT_BITMAPS = 0x23852875
 _EXT_ENCRYPTION = 0x0537BE77
+_BITMAPS_BYTES = 24
 EXT_MARK = 0x514D5053  # "QMPS", ours: QEMU keeps extensions that it does not know
 MARK_BYTES = 16
 EXT_OWNER = 0x514D504F  # "QMPO", ours: see model/keeper.py
@@ -56,6 +57,7 @@ class Header(Struct, frozen=True):
         data_file: Name of the external data file; "" when there is one without a name; None without one.
         snapshot_count: Number of internal snapshots.
         bitmaps: Number of persistent bitmaps that QEMU would load.
+        bitmap_directory: Where the directory of these lies: offset and length in bytes; None without any.
         l1_offset: Where qcow2's table of data begins, in bytes.
         l1_entries: How many 8-byte entries that table has.
         luks: Where the LUKS header lies in the file: offset and length in bytes; None when there is none.
@@ -74,6 +76,7 @@ class Header(Struct, frozen=True):
     data_file: str | None = None
     snapshot_count: int = 0
     bitmaps: int = 0
+    bitmap_directory: tuple[int, int] | None = None
     l1_offset: int = 0
     l1_entries: int = 0
     luks: tuple[int, int] | None = None
@@ -122,6 +125,7 @@ def parse_header(data: bytes) -> Header | None:
             f"backing format of {len(backing_format)} bytes, at most {_LONGEST_FORMAT} are allowed"
         )
     bitmaps = extensions.get(_EXT_BITMAPS)
+    count, directory = _bitmaps(bitmaps) if bitmaps is not None and autoclear & _BITMAPS_VALID else (0, None)
     mark = extensions.get(EXT_MARK, b"")
     return Header(
         format="qcow2",
@@ -130,7 +134,8 @@ def parse_header(data: bytes) -> Header | None:
         backing_format=_text(backing_format) or None if backing_format is not None else None,
         data_file=_text(data_file) if data_file is not None else None,
         snapshot_count=snapshots,
-        bitmaps=_unpack(bitmaps, ">I", 0)[0] if bitmaps is not None and autoclear & _BITMAPS_VALID else 0,
+        bitmaps=count,
+        bitmap_directory=directory,
         l1_offset=l1_offset,
         l1_entries=l1_entries,
         luks=_luks(extensions.get(_EXT_ENCRYPTION)) if encryption == _LUKS else None,
@@ -148,6 +153,15 @@ def luks_place(data: bytes) -> tuple[int, int] | None:
         return None
     length = _unpack(data, ">I", _LUKS_PAYLOAD)[0] * 512
     return (0, length) if 0 < length <= _LONGEST_LUKS else None
+
+
+def _bitmaps(extension: bytes) -> tuple[int, tuple[int, int] | None]:
+    """The number of bitmaps, and where their directory lies."""
+    (count,) = _unpack(extension, ">I", 0)
+    if not count or len(extension) < _BITMAPS_BYTES:
+        return count, None
+    length, offset = _unpack(extension, ">QQ", 8)
+    return count, (offset, length) if offset < 1 << 63 and length < 1 << 63 else None
 
 
 def _luks(pointer: bytes | None) -> tuple[int, int] | None:

@@ -24,15 +24,20 @@ def command(*words: str) -> str:
     return shlex.join(("qmpsnap", *words))
 
 
-def qmp(name: str, /, **arguments: object) -> str:
-    """A command line that sends a QMP command as it is.
+def qmp_words(name: str, /, **arguments: object) -> tuple[str, ...]:
+    """The words of a command line that sends a QMP command as it is.
 
     Args:
         name: The command.
         arguments: Its arguments, `_` for each `-` in their names.
     """
     spelled = {key.replace("_", "-"): value for key, value in arguments.items()}
-    return command("qmp", name, *([json.dumps(spelled, ensure_ascii=False)] if spelled else []))
+    return ("qmpsnap", "qmp", name, *([json.dumps(spelled, ensure_ascii=False)] if spelled else []))
+
+
+def qmp(name: str, /, **arguments: object) -> str:
+    """The same as one command line, quoted for a shell."""
+    return shlex.join(qmp_words(name, **arguments))
 
 
 def frees(node: str) -> str:

@@ -8,7 +8,7 @@ from itertools import pairwise
 from msgspec import Struct
 
 from qmpsnap.model.frozen import Frozen
-from qmpsnap.model.graph import Disk, Graph, InternalSnapshot, Layer, Node
+from qmpsnap.model.graph import Bitmap, Disk, Graph, InternalSnapshot, Layer, Node
 from qmpsnap.model.image_chain import ImageChain, ImageLayer
 from qmpsnap.model.names import image_nodes
 
@@ -19,10 +19,12 @@ class ImageFact(Struct, frozen=True):
     Attributes:
         allocated: Bytes on the host.
         snapshots: Internal snapshots.
+        bitmaps: Persistent bitmaps.
     """
 
     allocated: int
     snapshots: tuple[InternalSnapshot, ...] = ()
+    bitmaps: tuple[Bitmap, ...] = ()
 
 
 def image_graph(chains: Iterable[ImageChain], facts: Mapping[str, ImageFact]) -> Graph:
@@ -61,6 +63,7 @@ def _layer(chain: ImageChain, layer: ImageLayer, fact: ImageFact) -> Layer:
         backing_format=header.backing_format if header is not None else None,
         read_only=layer is not chain.active,
         snapshots=fact.snapshots,
+        bitmaps=fact.bitmaps,
         data_file=layer.data_file or "",
         encrypted=header is not None and header.luks is not None,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterable
 
 
@@ -14,6 +15,24 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def shell_word(word: str) -> str:
+    """One word of a command line as a shell takes it, on one line: what is not printable is escaped.
+
+    Bash and others read the form $'...'. A name that is not UTF-8 keeps its bytes.
+    """
+    if word.isprintable():
+        return shlex.quote(word)
+    return "$'" + "".join(map(_ansi, word)) + "'"
+
+
+def _ansi(char: str) -> str:
+    if char in "\\'":
+        return f"\\{char}"
+    if char.isprintable():
+        return char
+    return "".join(f"\\x{byte:02x}" for byte in char.encode("utf-8", "surrogateescape"))
 
 
 _MASK = "***"

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TypeVar
 
-from qmpsnap.model.graph import InternalSnapshot
+from qmpsnap.model.bitmap_directory import MAX_DIRECTORY_BYTES, bitmaps_inside
+from qmpsnap.model.graph import Bitmap, InternalSnapshot
 from qmpsnap.model.header import (
     HEADER_BYTES,
     MAX_HEADER_BYTES,
@@ -79,10 +80,10 @@ def header_with_status(path: str) -> tuple[Header | None, os.stat_result]:
 
 
 def image_fact(layer: ImageLayer) -> ImageFact:
-    """What the file of an image tells beyond its header: what it takes on the host, and internal snapshots.
+    """What the file of an image tells beyond its header: its size on the host, snapshots and bitmaps inside.
 
     Raises:
-        ValueError: When it is another file by now, or its snapshot table is invalid.
+        ValueError: When it is another file by now, or a table in it is invalid.
         OSError: When it cannot be opened or read.
     """
     with _layer(layer) as (descriptor, status):
@@ -91,7 +92,14 @@ def image_fact(layer: ImageLayer) -> ImageFact:
             offset, count = snapshot_table(os.pread(descriptor, HEADER_BYTES, 0))
             table = os.pread(descriptor, _MAX_TABLE_BYTES, offset)
             snapshots = tuple(snapshot for snapshot, _ in snapshots_inside(table, count))
-        return ImageFact(status.st_blocks * _BLOCK, snapshots)
+        return ImageFact(status.st_blocks * _BLOCK, snapshots, _bitmaps(descriptor, layer.header))
+
+
+def _bitmaps(descriptor: int, header: Header | None) -> tuple[Bitmap, ...]:
+    if header is None or header.bitmap_directory is None:
+        return ()
+    offset, length = header.bitmap_directory
+    return bitmaps_inside(os.pread(descriptor, min(length, MAX_DIRECTORY_BYTES), offset), header.bitmaps)
 
 
 def truncated_table(layer: ImageLayer) -> str:

@@ -24,6 +24,7 @@ from qmpsnap.model.moments import Moments, find_moments, state_places
 from qmpsnap.model.record import IntentRecord, Record
 from qmpsnap.model.tree_growth import Growth, ask_around, with_sizes
 from qmpsnap.model.view import DiskView
+from qmpsnap.model.wrong_start import WrongStart
 from qmpsnap.plan import backup as plan_backup
 from qmpsnap.plan import ownership, planner, resume
 from qmpsnap.plan import view as plan_view
@@ -45,11 +46,15 @@ class Seen:
         graph: The graph.
         moments: The moments that its disks hold.
         records: The records that were found, with those of other machines in the same directories.
+        files: What was read of the files of the chains, and beside them.
+        below: Disks that write into a backing file of other images.
     """
 
     graph: Graph
     moments: Moments
     records: tuple[Record, ...]
+    files: Files
+    below: tuple[WrongStart, ...]
 
 
 class Planning:
@@ -64,6 +69,10 @@ class Planning:
         self._target = target
         self._state_dir = state_dir
         self._started = StartCheck(target, state_dir)
+
+    def on(self, target: Target) -> Planning:
+        """The same for another target, which has its records in the same place."""
+        return Planning(target, self._state_dir)
 
     def records_in(self, directory: str) -> None:
         """Keep records in this directory, unless the caller has named another one."""
@@ -125,7 +134,7 @@ class Planning:
             tree=tree,
             unreadable=tuple(dict.fromkeys((*files.unreadable, *more.unreadable))),
         )
-        return Seen(graph, moments, files.records)
+        return Seen(graph, moments, files.records, files, self._started.started_below(graph))
 
     async def views(self, name: str, disks: Sequence[str] = ()) -> tuple[DiskView, ...]:
         """How each of the disks is read as it was at a moment; see `plan.view.views` for what it refuses."""

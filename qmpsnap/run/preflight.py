@@ -15,7 +15,9 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
-from qmpsnap.errors import FileMoved, ImageInUse, NotFound, UnsafeImage
+from msgspec import Struct
+
+from qmpsnap.errors import BadArgument, FileMoved, ImageInUse, NotFound, Refused, UnsafeImage
 from qmpsnap.model.arguments import check, refuse
 from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.header import Header
@@ -78,6 +80,49 @@ def read_chains(
     )
     refuse_shared(chains)
     return chains
+
+
+class ChainsRead(Struct, frozen=True):
+    """Chains that were read one by one.
+
+    Attributes:
+        chains: Those that can be read.
+        broken: Each other disk, with its active layer and the refusal.
+        allowed: Real paths of the directories that the caller allows.
+    """
+
+    chains: tuple[ImageChain, ...]
+    broken: tuple[tuple[str, str, Refused], ...]
+    allowed: tuple[str, ...] = ()
+
+
+def read_each(
+    images: Mapping[str, str],
+    *,
+    formats: Mapping[str, str] = Frozen(),
+    allow_dirs: Iterable[str] = (),
+) -> ChainsRead:
+    """As `read_chains`, but a chain that is refused hides no other.
+
+    Raises:
+        BadArgument: When an argument is invalid.
+    """
+    chains: list[ImageChain] = []
+    broken: list[tuple[str, str, Refused]] = []
+    allowed = absolute_each("allow_dirs", allow_dirs)
+    for disk, file in images.items():
+        form = {disk: formats[disk]} if disk in formats else Frozen[str, str]()
+        try:
+            chains += read_chains({disk: file}, formats=form, allow_dirs=allowed)
+        except BadArgument:
+            raise
+        except Refused as error:
+            broken.append((disk, file, error))
+    try:
+        refuse_shared(chains)
+    except Refused as error:
+        broken.append((", ".join(chain.disk for chain in chains), "", error))
+    return ChainsRead(tuple(chains), tuple(broken), tuple(map(_real, allowed)))
 
 
 def refuse_unusable(chains: Iterable[ImageChain]) -> None:

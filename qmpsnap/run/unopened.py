@@ -28,6 +28,7 @@ from qmpsnap.run import survey
 from qmpsnap.run.disk import in_thread
 from qmpsnap.run.image_headers import image_fact
 from qmpsnap.run.os_errors import reason
+from qmpsnap.run.preflight import ChainsRead
 from qmpsnap.run.session import Event
 from qmpsnap.run.target import Progress, Watch
 
@@ -38,6 +39,7 @@ class UnopenedTarget:
     Args:
         read: Reads the chain of each disk.
         name: The machine's name in errors and logs.
+        each: Reads them one by one: those that can be read, and those that cannot.
     """
 
     pid = None
@@ -45,9 +47,20 @@ class UnopenedTarget:
     guest = None
     outlives_us = True
 
-    def __init__(self, read: Callable[[], tuple[ImageChain, ...]], *, name: str) -> None:
+    def __init__(
+        self,
+        read: Callable[[], tuple[ImageChain, ...]],
+        *,
+        name: str,
+        each: Callable[[], ChainsRead] | None = None,
+    ) -> None:
         self.name = name
         self._read = read
+        self._each = each
+
+    def read_each(self) -> ChainsRead:
+        """Read the chains one by one, so that one that is broken hides no other. Blocking."""
+        return self._each() if self._each is not None else ChainsRead(self._read(), ())
 
     async def graph(self) -> Graph:
         """Read the headers, and build the graph from them.
@@ -55,19 +68,7 @@ class UnopenedTarget:
         Raises:
             Refused: When an image is missing, or must not be opened.
         """
-        return await in_thread(self._graph)
-
-    def _graph(self) -> Graph:
-        chains = self._read()
-        facts = {}
-        for layer in (layer for chain in chains for layer in chain.layers):
-            try:
-                facts[layer.file] = image_fact(layer)
-            except (OSError, ValueError) as error:
-                raise InvalidTarget(
-                    f"{layer.file!r} cannot be read: {reason(error)}", file=layer.file
-                ) from error
-        return image_graph(chains, facts)
+        return await in_thread(lambda: graph_of(self._read()))
 
     async def look(self, ask: Ask, graph: Graph) -> Files:
         """Answer what a planner asked about the file system."""
@@ -145,6 +146,21 @@ class UnopenedTarget:
             feature="changing images that are not opened",
             hint="open them: qmpsnap.offline() without read_only",
         )
+
+
+def graph_of(chains: tuple[ImageChain, ...]) -> Graph:
+    """The graph of chains that were read, with what the files tell beyond their headers. Blocking.
+
+    Raises:
+        InvalidTarget: When an image cannot be read.
+    """
+    facts = {}
+    for layer in (layer for chain in chains for layer in chain.layers):
+        try:
+            facts[layer.file] = image_fact(layer)
+        except (OSError, ValueError) as error:
+            raise InvalidTarget(f"{layer.file!r} cannot be read: {reason(error)}", file=layer.file) from error
+    return image_graph(chains, facts)
 
 
 def _look_each(asks: Sequence[Ask], near: Collection[str]) -> list[Files]:

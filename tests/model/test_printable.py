@@ -1,4 +1,4 @@
-from qmpsnap.model.printable import masked, masked_all
+from qmpsnap.model.printable import masked, masked_all, shell_word
 from tests.each import each
 
 SECRET = "hunter2"
@@ -44,3 +44,18 @@ def test_masked_leaves_what_is_none(text):
 def test_masked_all_keeps_the_words_apart():
     words = ["qemu", "-object", f"secret,id=s,data={SECRET}", "-S"]
     assert masked_all(words) == ["qemu", "-object", "secret,id=s,data=***", "-S"]
+
+
+@each(
+    ("word", "typed"),
+    [
+        ("plain", "plain"),
+        ("two words", "'two words'"),
+        ("", "''"),
+        ("a\nb\x1b[31m", r"$'a\x0ab\x1b[31m'"),
+        ("it's\t\\ü", r"$'it\'s\x09\\ü'"),
+        ("\udcff", r"$'\xff'"),  # a byte that is not UTF-8
+    ],
+)
+def test_a_word_for_a_shell_is_on_one_line(word: str, typed: str) -> None:
+    assert shell_word(word) == typed

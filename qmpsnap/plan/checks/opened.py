@@ -130,8 +130,13 @@ def lost_names(graph: Graph, files: Files) -> tuple[str, ...]:
     return tuple(
         f"{error.message}; {error.hint}"
         for disk in graph.disks.values()
-        for error in _moved(disk, disk.layers, graph, files)
+        for error in moved_layers(disk, graph, files)
     )
+
+
+def moved_layers(disk: Disk, graph: Graph, files: Files) -> tuple[FileMoved, ...]:
+    """Why the names of a disk's layers must not be used, for each that does not lead to QEMU's file."""
+    return tuple(_moved(disk, disk.layers, graph, files))
 
 
 def _moved(disk: Disk, layers: Iterable[Layer], graph: Graph, files: Files) -> Iterator[FileMoved]:

@@ -1,0 +1,159 @@
+"""Looks once at everything that a diagnosis needs, and has the rules look at that."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+
+import anyio
+from msgspec.structs import replace
+
+from qmpsnap.errors import Busy, Refused
+from qmpsnap.model.block_replies import BlockInfo
+from qmpsnap.model.disk_names import disk_names
+from qmpsnap.model.files import Files
+from qmpsnap.model.finding import Finding
+from qmpsnap.model.frozen import Frozen
+from qmpsnap.model.graph import Graph
+from qmpsnap.model.job import Job
+from qmpsnap.model.machine import Status
+from qmpsnap.model.moments import Moments
+from qmpsnap.model.qapi import read
+from qmpsnap.model.record import IntentRecord
+from qmpsnap.plan.diagnosis import rules
+from qmpsnap.plan.diagnosis.facts import Broken, Facts
+from qmpsnap.plan.diagnosis.nodes import unexplained
+from qmpsnap.run.disk import in_thread
+from qmpsnap.run.examined_files import examine_files
+from qmpsnap.run.examined_images import damages, follow_broken
+from qmpsnap.run.planning import Planning
+from qmpsnap.run.target import Target
+from qmpsnap.run.unopened import UnopenedTarget
+
+_AGAIN = 0.2  # seconds; no event tells that a job which drains, or an operation, has gone on
+
+
+async def diagnose(target: Target, planning: Planning) -> tuple[Finding, ...]:
+    """Everything that is wrong with a machine or its images.
+
+    If there is a trouble of a running machine, it is looked at once more a moment later, and what is found
+    both times is reported: jobs pause for an instant, and another client may be at work.
+    """
+    if isinstance(target, UnopenedTarget):
+        return rules.diagnose(await _images(target, planning))
+    found = rules.diagnose(await _machine(target, planning))
+    if not any(one.is_trouble for one in found):
+        return found
+    await anyio.sleep(_AGAIN)
+    seen = {(one.code, one.subject) for one in found}
+    again = rules.diagnose(await _machine(target, planning))
+    return tuple(one for one in again if (one.code, one.subject) in seen)
+
+
+async def _machine(target: Target, planning: Planning) -> Facts:
+    try:
+        seen, jobs, status = await asyncio.gather(planning.seen(), target.jobs(), _status(target))
+    except Busy:
+        # The graph cannot be read while a concluded stream job is there: the jobs are the trouble.
+        jobs, status = await asyncio.gather(target.jobs(), _status(target))
+        facts = Facts(
+            Graph(Frozen()), Files(), Moments((), Frozen(), records_seen=False), jobs=jobs, status=status
+        )
+        if not rules.diagnose(facts):
+            raise
+        return facts
+    graph = seen.graph
+    operations = await planning.unfinished(graph, seen.records, live=True)
+    states = [moment.vm_state_file for moment in seen.moments.moments if moment.vm_state_file]
+    look = partial(
+        examine_files,
+        graph,
+        seen.files,
+        pid=target.pid,
+        off=target.guest is None,
+        asked=states,
+    )
+    files = await in_thread(look) if seen.files.shared else None
+    facts = Facts(
+        graph,
+        seen.files,
+        seen.moments,
+        operations=operations,
+        vanished=await _vanished(planning, operations, jobs),
+        below=seen.below,
+        jobs=jobs,
+        uses=await target.block_graph() if unexplained(graph) else None,
+        status=status,
+        io_status=await _io_status(target, status),
+    )
+    if files is None:
+        return facts
+    return replace(
+        facts, room=files.room, read_only=files.read_only, writers=files.writers, missing=files.missing
+    )
+
+
+async def _status(target: Target) -> Status | None:
+    return None if target.guest is None else await target.guest.status()
+
+
+async def _io_status(target: Target, status: Status | None) -> Frozen[str, str]:
+    """Which disks a request failed on; asked only of a guest that is paused by that. QAPI: query-block."""
+    if status is None or status.state != "io-error":
+        return Frozen()
+    entries = read(list[BlockInfo], await target.execute("query-block"), "query-block")
+    devices = [entry for entry in entries if entry.device or entry.qdev]
+    names = disk_names(
+        [(entry.qdev, entry.device, entry.inserted.node_name if entry.inserted else "") for entry in devices]
+    )
+    return Frozen(
+        {
+            name: entry.io_status
+            for name, entry in zip(names, devices, strict=True)
+            if entry.io_status not in {"", "ok"}
+        }
+    )
+
+
+async def _vanished(
+    planning: Planning, operations: tuple[IntentRecord, ...], jobs: tuple[Job, ...]
+) -> Frozen[str, str]:
+    """Which interrupted operations cannot be completed any more, and why."""
+    running = {job.id for job in jobs}
+    found = {}
+    for record in operations:
+        if not record.live and not record.permanent and record.id not in running:
+            try:
+                found[record.id] = (await planning.resume(record.id)).vanished
+            except Refused:  # its images are not open, or it is another client's by now
+                continue
+    return Frozen(found)
+
+
+async def _images(target: UnopenedTarget, planning: Planning) -> Facts:
+    """Look at images that nothing has open: those of broken chains, and the others as a machine."""
+    given = await in_thread(target.read_each)
+    whole = UnopenedTarget(lambda: given.chains, name=target.name)
+    looking = planning.on(whole)
+    seen = await looking.seen()
+    operations = await looking.unfinished(seen.graph, seen.records, live=True)
+    states = [moment.vm_state_file for moment in seen.moments.moments if moment.vm_state_file]
+    files = await in_thread(partial(examine_files, seen.graph, seen.files, pid=None, off=True, asked=states))
+    broken = [
+        await in_thread(partial(follow_broken, disk, file, error, given.allowed))
+        if file
+        else Broken(disk, error.message, error.hint)
+        for disk, file, error in given.broken
+    ]
+    return Facts(
+        seen.graph,
+        seen.files,
+        seen.moments,
+        operations=operations,
+        below=seen.below,
+        room=files.room,
+        writers=files.writers,
+        missing=files.missing,
+        broken=tuple(broken),
+        damaged=Frozen(await in_thread(partial(damages, given.chains))),
+    )

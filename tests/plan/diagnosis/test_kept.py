@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+from msgspec.structs import replace
+
+from qmpsnap.model.files import Files
+from qmpsnap.model.frozen import Frozen
+from qmpsnap.model.graph import Bitmap, Graph
+from qmpsnap.model.moments import Moment, MomentPart, Moments
+from qmpsnap.model.record import MomentRecord
+from qmpsnap.testing.drawing import graph
+from tests.model.records import STATE, TIME
+from tests.plan.diagnosis.look import BASE, CHAIN, S1, codes, commit_left, facts, only
+from tests.plan.scenes import with_layer
+
+BROKEN = Bitmap("b0", persistent=True, inconsistent=True)
+
+
+def bitmaps(index: int, *found: Bitmap) -> Graph:
+    """The chain, with bitmaps in one of its layers."""
+    return graph(with_layer(CHAIN.disks["vda"], index, bitmaps=found))
+
+
+def moments(*found: Moment) -> Moments:
+    return Moments(found, Frozen())
+
+
+def test_an_inconsistent_bitmap_is_removed() -> None:
+    assert codes(facts(bitmaps(0, Bitmap("good", persistent=True)))) == []
+    found = only(facts(bitmaps(0, BROKEN)))
+    assert (found.code, found.subject) == ("bitmap-inconsistent", "vda: b0")
+    assert found.remedy == (
+        "qmpsnap", "qmp", "block-dirty-bitmap-remove", '{"node": "vda-s2", "name": "b0"}',
+    )  # fmt: skip
+    found = only(facts(bitmaps(1, BROKEN)))
+    assert (found.remedy, "-i" in found.advice) == ((), True)
+    found = only(facts(bitmaps(1, BROKEN), status=None))
+    assert found.remedy == ("qemu-img", "bitmap", "--remove", "-f", "qcow2", S1, "b0")
+
+
+def test_a_bitmap_in_use_is_no_trouble() -> None:
+    busy = bitmaps(0, Bitmap("b0", busy=True), Bitmap("", busy=True))
+    found = only(facts(busy))
+    assert (found.code, found.is_trouble, found.remedy) == ("bitmap-busy", False, ())
+    assert "query-block-exports" in found.advice
+
+
+def test_a_commit_that_kept_its_overlay_is_completed() -> None:
+    found = only(facts(operations=(commit_left(kept=True),)))
+    assert (found.code, found.subject) == ("layer-invalid", "vda")
+    assert found.remedy == ("qmpsnap", "commit", "vda", "--base", BASE)
+    assert codes(facts(operations=(replace(commit_left(kept=True), live=True),))) == []
+
+
+def test_a_commit_that_was_stopped_is_repeated() -> None:
+    record = commit_left(kept=False)
+    found = only(facts(operations=(record,), vanished=Frozen({record.id: "gone"})))
+    assert (found.code, found.remedy) == (
+        "operation-left",
+        ("qmpsnap", "commit", "vda", "--top", S1, "--base", BASE),
+    )
+
+
+def test_a_snapshot_that_no_file_holds_is_deleted() -> None:
+    lost = Moment("n1", "external", TIME, (MomentPart("vda", BASE, invalid=True),))
+    found = only(facts(moments=moments(lost)))
+    assert (found.code, found.remedy) == ("snapshot-lost", ("qmpsnap", "delete", "n1"))
+    record = commit_left(kept=False)  # which brings it back, or not
+    assert [code for code, _ in codes(facts(moments=moments(lost), operations=(record,)))] == [
+        "operation-left"
+    ]
+
+
+def test_a_checkpoint_needs_its_memory() -> None:
+    record = MomentRecord("00000001", "c1", TIME, state=STATE)
+    checkpoint = Moment("c1", "external", TIME, (MomentPart("vda", BASE),), record=record)
+    seen = facts(moments=moments(checkpoint))
+    assert codes(seen) == []
+    found = only(replace(seen, missing=frozenset({STATE.file})))
+    assert (found.code, found.remedy) == ("state-missing", ("qmpsnap", "delete", "c1"))
+
+
+def test_memory_that_nothing_needs_is_removed() -> None:
+    found = only(facts(moments=replace(moments(), unneeded=("/images/-x.memory",))))
+    assert (found.code, found.remedy) == ("state-unused", ("rm", "--", "/images/-x.memory"))
+
+
+def test_a_record_that_cannot_be_read_is_named() -> None:
+    files = Files(shared=True, bad_records=("/images/base.qmpsnap/x.json: not JSON: really",))
+    found = only(facts(files=files))
+    assert (found.code, found.subject, found.remedy) == (
+        "record-unreadable",
+        "/images/base.qmpsnap/x.json",
+        (),
+    )
+    assert "not JSON: really" in found.cause
