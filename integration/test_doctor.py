@@ -6,16 +6,23 @@ import asyncio
 import json
 import os
 import shlex
+import signal
+import socket
 import subprocess
+import threading
+import time
 from pathlib import Path
 
 import anyio
 import pytest
 
 import qmpsnap
+from integration.cli import Cli
 from integration.known_images import MIB, QEMUS, content
 from integration.machines import Machine, blockdev, drive, throttled, wait_for
+from integration.test_encryption import encrypted
 from qmpsnap.cli.main import run as run_command
+from qmpsnap.run.sockets import clients_of
 
 ONE = pytest.mark.parametrize("qemu", QEMUS[:1], indirect=True, ids=[QEMUS[0].short])
 
@@ -94,6 +101,7 @@ def node_of(running, file, driver="qcow2"):
 # -- what is well ------------------------------------------------------------------------------------
 
 
+@ONE
 def test_unusual_settings_that_are_right_are_healthy(qemu, machine, doctor, tmp_path):
     def image(name, form="qcow2", **more):
         return qemu.create(tmp_path / name, MIB, form=form, **more)
@@ -101,11 +109,8 @@ def test_unusual_settings_that_are_right_are_healthy(qemu, machine, doctor, tmp_
     base = image("base.qcow2")
     relative = image("relative.qcow2", backing="base.qcow2")
     secret = "secret,id=s,data=abc"
-    encrypted = "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10"
-    words = ("-f", "qcow2", "-o", encrypted, tmp_path / "luks.qcow2", MIB)
-    qemu.img("create", "-q", "--object", secret, *words)
-    luks = {"driver": "qcow2", "node-name": "luks-node", "encrypt": {"format": "luks", "key-secret": "s"},
-            "file": {"driver": "file", "filename": f"{tmp_path}/luks.qcow2"}}  # fmt: skip
+    _, luks = encrypted(qemu, tmp_path, "qcow2")
+    luks["node-name"] = "luks-node"
     quorum = {"driver": "quorum", "node-name": "quorum-node", "vote-threshold": 1, "children": [
         {"driver": "qcow2", "file": {"driver": "file", "filename": image(name)}} for name in ("q1", "q2")
     ]}  # fmt: skip
@@ -246,6 +251,7 @@ async def commit_left(running, **more):
         return detached.value.job_id
 
 
+@ONE
 def test_what_dead_operations_left_is_finished(qemu, images, machine, doctor, tmp_path):
     made = images("base <- s1 <- s2")
     with machine(*blockdev("vda", made.active)) as running:
@@ -269,6 +275,7 @@ def test_what_dead_operations_left_is_finished(qemu, images, machine, doctor, tm
         assert not two.exists()
 
 
+@ONE
 def test_names_that_are_lost_and_a_second_writer_are_found(qemu, images, machine, doctor, tmp_path):
     made, other = images(folder="a"), images(folder="b")
     with machine(*drive("vda", made.active), *drive("vdb", other.active)) as running:
@@ -368,3 +375,42 @@ def test_images_that_no_command_mends_say_why(qemu, images, capsys, tmp_path):
         assert (code, subject.startswith(f"{tmp_path}/line\\nfeed")) == ("image-in-use", True)
         assert f"process {running.pid} (" in " ".join(doctor.text.split())
         assert doctor.text.replace("\n", "").isprintable()
+
+
+# -- what is wrong with a monitor ---------------------------------------------------------------------
+
+
+@ONE
+def test_a_monitor_that_does_not_greet_is_explained(machine, doctor, monkeypatch):
+    monkeypatch.setattr("qmpsnap.cli.doctor._GREETING_LIMIT", 0.3)
+    with machine() as running:
+        doctor = doctor(running)
+        with Cli(running).start("events") as holder:
+            wait_for(lambda: clients_of(running.socket), "the client")
+            assert doctor.mend_all() == [("monitor-held", running.socket)]
+            assert holder.wait(10) == 130
+        with socket.socket(socket.AF_UNIX) as ours:
+            ours.connect(running.socket)
+            ours.recv(10)
+            assert doctor.troubles() == [("monitor-held", running.socket)]
+            assert doctor.mending == []
+        running.process.send_signal(signal.SIGSTOP)
+        assert doctor.mend_all() == [("monitor-silent", running.socket)]
+
+
+@ONE
+def test_a_machine_that_ends_meanwhile_is_an_error_and_no_trouble(images, machine, capsys, qemu):
+    made = images()
+    with machine(*blockdev("vda", made.active)) as running:
+        doctor = Doctor(capsys, qemu, "-s", running.socket)
+        threading.Timer(0.15, running.kill).start()
+        ends = time.monotonic() + 5
+        code = 0
+        while code in {0, 8} and time.monotonic() < ends:
+            code, out, err = doctor._run(*doctor.words, "doctor")
+        assert (code in {4, 5}, out) == (True, "")
+        assert err.startswith("qmpsnap: ")
+        running.kill()
+    # What is left is a socket on which nobody listens.
+    code, _, err = doctor._run(*doctor.words, "doctor")
+    assert (code, "nobody listens" in err or "is QEMU running" in err) == (4, True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 
 import anyio
@@ -12,6 +12,7 @@ import pytest
 import qmpsnap
 from integration.known_images import QEMUS
 from qmpsnap.errors import Changed, GuestFailed, Incomplete
+from qmpsnap.run.agent import Agent
 from qmpsnap.testing import guest as guests
 from qmpsnap.testing.agent import PORT_NAME as AGENT_PORT
 from qmpsnap.testing.agent import open_agent
@@ -100,6 +101,45 @@ async def children_are_woken(vm, place) -> None:
     assert [child.error.__cause__.output for child in known if child.error is not None] == ["broken"]
 
 
+@asynccontextmanager
+async def agent_socket(port, path):
+    """The agent's port as a socket, as a launcher has it for other programs."""
+
+    async def pass_on(source, to) -> None:
+        with suppress(anyio.EndOfStream, anyio.ClosedResourceError, anyio.BrokenResourceError):
+            while True:
+                await to.send(await source.receive())
+
+    async def serve(client) -> None:
+        async with client, anyio.create_task_group() as both:
+            both.start_soon(pass_on, port, client)
+            await pass_on(client, port)
+            both.cancel_scope.cancel()
+
+    async with await anyio.create_unix_listener(path) as listener, anyio.create_task_group() as tasks:
+        tasks.start_soon(listener.serve, serve)
+        yield str(path)
+        tasks.cancel_scope.cancel()
+
+
+async def frozen_guest_is_thawed(vm, guest, place) -> None:
+    """A backup froze the guest and died: the doctor says so, and what it names thaws the guest."""
+    await guest.run("mke2fs -q /dev/vda && mkdir -p /mnt/frozen && mount /dev/vda /mnt/frozen")
+    async with agent_socket(vm.port(AGENT_PORT), place / "agent") as agent:
+        assert await vm.diagnose(agent=agent) == ()
+        async with await anyio.connect_unix(agent) as stream:
+            assert await Agent(stream).execute("guest-fsfreeze-freeze") >= 1
+        (found,) = await vm.diagnose(agent=agent)
+        assert (found.code, found.remedy) == ("guest-frozen", ("qmpsnap", "thaw", agent))
+        assert await qmpsnap.thaw(agent) >= 1
+        assert await vm.diagnose(agent=agent) == ()
+        await vm.stop()
+        (found,) = await vm.diagnose(agent=agent)
+        assert (found.code, found.subject) == ("agent-silent", agent)
+        await vm.cont()
+    await guest.run("echo > /mnt/frozen/x && umount /mnt/frozen")
+
+
 WAYS = ("port", "agent", "console")
 
 
@@ -116,6 +156,8 @@ async def test_each_way_into_a_guest_does_the_same_and_stale_guests_are_woken(qe
             async with way(kind, vm, guest) as shell:
                 await use(shell, tmp_path, kind, 5_000 if kind == "console" else 100_000)
 
+        if qemu == QEMUS[0]:
+            await frozen_guest_is_thawed(vm, guest, tmp_path)
         await guest.run("date -s @946684800; head -c 1 /dev/urandom > /dev/null")
         await vm.checkpoint("old", mode="in-place")
         await vm.revert("old")

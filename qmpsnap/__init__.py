@@ -95,6 +95,8 @@ if TYPE_CHECKING:
     )
     from qmpsnap.plan.plan import Plan
     from qmpsnap.run.channel import Console, Port
+    from qmpsnap.run.examination import diagnose_monitor
+    from qmpsnap.run.freezing import thaw
     from qmpsnap.run.outcome import Done, Hooks
     from qmpsnap.run.session import Event
     from qmpsnap.run.target import Progress
@@ -116,7 +118,7 @@ __all__ = [  # noqa: RUF022
     "Intent", "Mode", "FileMode", "Ending", "Sync", "Format", "OnError", "Folded", "Via", "Into", "Wake",
     "GroupIntent", "GroupMoment", "GroupDone",
     "Plan", "Stage", "Done", "Hooks", "Progress", "View", "DiskView", "ViewLayer", "open_view",
-    "Finding", "Severity",
+    "diagnose_monitor", "thaw", "Finding", "Severity",
     "BackedUp", "BackupRecord", "BackupDisk", "list_backups", "verify_backup", "restore_backup",
     "Graph", "Disk", "Layer", "Filter", "Io", "Node", "InternalSnapshot",
     "Moments", "Moment", "MomentKind", "MomentPart", "Tree", "TreeImage", "TreeLine", "Owner",
@@ -159,6 +161,8 @@ _HOMES = (
     "model.view",
     "plan.plan",
     "run.channel",
+    "run.examination",
+    "run.freezing",
     "run.outcome",
     "run.session",
     "run.target",

@@ -175,19 +175,23 @@ class VM:
         """
         return await self._planning.moments()
 
-    async def diagnose(self) -> tuple[Finding, ...]:
+    async def diagnose(self, *, agent: str | os.PathLike[str] | None = None) -> tuple[Finding, ...]:
         """Each trouble of the machine or its images, with its cause and the command that mends it.
 
         Nothing is changed. What is found on a running machine is looked for twice, 0.2 s apart: an operation
         of another client that is at work is no trouble. With the machine off, a chain that cannot be read is
         a finding, and no error.
 
+        Args:
+            agent: Socket of the guest's agent, which is asked whether the guest is frozen; None: it is not.
+
         Returns:
             The findings, the most urgent first; those whose `severity` is "limit" last, which are no trouble.
 
         QAPI: query-block and others (block-core.json), query-jobs (job.json), query-status (run-state.json).
         """
-        return await diagnose(self._target, self._planning)
+        place = "" if agent is None else absolute("agent", agent)
+        return await diagnose(self._target, self._planning, agent=place)
 
     async def status(self) -> Status:
         """Whether the guest is running, and its run state, as of now.

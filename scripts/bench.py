@@ -18,6 +18,7 @@ from bench_checkpoints import checkpoints
 from bench_clones import clones
 from bench_deletes import deletes
 from bench_disks import graphs, snapshots
+from bench_doctor import doctor
 from bench_itself import events, many, processes
 from bench_jobs import job_ends, jobs
 from bench_machines import Bench
@@ -28,7 +29,7 @@ from bench_trees import trees
 
 GROUPS = (
     snapshots, deletes, checkpoints, clones, graphs, job_ends, jobs, backups, processes, many, events, trees,
-    offline, plugin,
+    offline, plugin, doctor,
 )  # fmt: skip
 
 

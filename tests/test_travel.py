@@ -20,6 +20,7 @@ from qmpsnap import errors
 from qmpsnap.backup import BackedUp
 from qmpsnap.errors import Changed, QmpsnapError
 from qmpsnap.model.backup import BackupDisk, BackupRecord
+from qmpsnap.model.finding import Finding
 from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.graph import Bitmap, Filter, InternalSnapshot, Io
 from qmpsnap.model.job import IoStatus, Job, JobStatus
@@ -45,6 +46,7 @@ FINGERPRINT = Fingerprint("pc", 1 << 28, ("qemu64",), {"vda": "virtio-blk"}, {"v
 STATE = KeptState("stop", "/images/m", "", True, FINGERPRINT)
 MOMENT = MomentRecord("i", "c1", "2026-01-01T00:00:00+00:00", {"vda": "/images/s1"}, state=STATE)
 ORIGIN = Origin(True, "p")
+FINDING = Finding("node-left", "trouble", "n", "nothing uses it", ("qmpsnap", "cont"))
 MEMBER = Member("g", "a", ("a", "b"))
 LAYER_PARTS = (
     InternalSnapshot("1", "s", 2, 1.5),
@@ -89,7 +91,7 @@ async def results() -> list[Any]:
     ]
     stamp = {"seconds": 1, "microseconds": 2}
     event = read_event({"event": "STOP", "data": {"a": {"b": [1]}}, "timestamp": stamp})
-    return [*found, JOB, event, Progress(JOB, 1.5, None)]
+    return [*found, JOB, event, Progress(JOB, 1.5, None), FINDING]
 
 
 async def test_results_travel_by_pickle_and_by_copy() -> None:

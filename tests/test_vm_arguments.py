@@ -140,6 +140,7 @@ METHODS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
             "wake": ("date", 3),
         },
     ),
+    "diagnose": ({}, {"agent": tuple(one for one in PATH if one is not None)}),
     "records_in": ({"directory": "/t"}, {"directory": PATH}),
     "revert": (
         {"name": "old"},

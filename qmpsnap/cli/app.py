@@ -48,6 +48,7 @@ _VERBS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "job": ("job", "job"),
         "events": ("events", "events"),
         "status": ("guest", "status"),
+        "thaw": ("thaw", "thaw"),
         "cont": ("guest", "cont"),
         "stop": ("guest", "stop"),
         "doctor": ("doctor", "doctor"),

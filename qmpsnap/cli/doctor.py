@@ -6,15 +6,19 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import click
 
+import qmpsnap
 from qmpsnap.cli.app import verb
+from qmpsnap.cli.machine import address_given
 from qmpsnap.cli.output import emit, json_line, wrap
-from qmpsnap.cli.runner import current_app, run, words_of
+from qmpsnap.cli.runner import current_app, run, run_alone, words_of
 from qmpsnap.cli.signals import Signals
+from qmpsnap.errors import ConnectFailed
 from qmpsnap.model.finding import Finding
 from qmpsnap.model.printable import printable, shell_word
 from qmpsnap.vm import VM
 
 _FOUND = 8
+_GREETING_LIMIT = 2.0  # seconds; whoever holds the monitor is then looked for
 _HEALTHY = "no trouble found"
 
 
@@ -23,7 +27,13 @@ _HEALTHY = "no trouble found"
     example="qmpsnap -s /run/vm1/qmp.sock doctor",
     short_help="Name each trouble, and the command that mends it.",
 )
-def doctor() -> None:
+@click.option(
+    "--agent",
+    metavar="SOCKET",
+    type=click.Path(),
+    help="Socket of the guest's agent: ask it whether the guest is frozen. [default: do not ask]",
+)
+def doctor(agent: str | None) -> None:
     """Look at a machine or at images: name each trouble, its cause, and the command that mends it.
 
     Nothing is changed. A trouble is something that is wrong, or about to go wrong. A limit is no trouble: all
@@ -33,9 +43,14 @@ def doctor() -> None:
     """
 
     async def work(vm: VM, _: Signals) -> tuple[Finding, ...]:
-        return await vm.diagnose()
+        return await vm.diagnose(agent=agent)
 
-    findings = run(work, looks=True)
+    try:
+        findings = run(work, looks=True, greeting_limit=_GREETING_LIMIT)
+    except ConnectFailed:
+        findings = () if current_app().images else run_alone(_silent)
+        if not findings:
+            raise
     sick = any(finding.is_trouble for finding in findings)
     if current_app().json:
         emit(json_line(healthy=not sick, findings=[_to_json(finding) for finding in findings]))
@@ -43,6 +58,11 @@ def doctor() -> None:
         emit(*_text(findings))
     if sick:
         click.get_current_context().exit(_FOUND)
+
+
+async def _silent(_: Signals) -> tuple[Finding, ...]:
+    """Why the monitor does not greet."""
+    return await qmpsnap.diagnose_monitor(await address_given(current_app().socket))
 
 
 def _text(findings: Sequence[Finding]) -> Iterator[str]:

@@ -102,7 +102,7 @@ def _opened(
 @asynccontextmanager
 async def _connected(app: App, *, shared_fs: bool | None, greeting_limit: float) -> AsyncIterator[VM]:
     async with qmpsnap.connect(
-        await _address(app.socket),
+        await address_given(app.socket),
         shared_fs=shared_fs,
         state_dir=app.state_dir or None,
         greeting_limit=greeting_limit,
@@ -111,7 +111,7 @@ async def _connected(app: App, *, shared_fs: bool | None, greeting_limit: float)
         yield vm
 
 
-async def _address(socket: str) -> str:
+async def address_given(socket: str) -> str:
     """The address that -s means: a path that exists, or could be nothing else, or else a machine's."""
     is_path = "/" in socket or os.path.lexists(socket)
     return socket if is_path or socket.startswith(("tcp:", "@")) else await qmpsnap.address_of(socket)

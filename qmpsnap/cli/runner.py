@@ -39,19 +39,22 @@ def current_app() -> App:
     return app
 
 
-def run(work: Callable[[VM, Signals], Awaitable[T]], *, looks: bool = False) -> T:
+def run(
+    work: Callable[[VM, Signals], Awaitable[T]], *, looks: bool = False, greeting_limit: float = 5.0
+) -> T:
     """Connect to the machine that -s names, or open the images of -i, do the work, disconnect.
 
     Args:
         work: The work to do with the machine.
         looks: Whether the work changes nothing: then only the headers of images are read.
+        greeting_limit: Seconds that a running QEMU may take to greet.
 
     Raises:
         Interrupted: When Ctrl-C or SIGTERM came before an operation had begun.
         QmpsnapError: Whatever the work raises.
     """
     app = current_app()
-    machine = opened(app, looks=looks)
+    machine = opened(app, looks=looks, greeting_limit=greeting_limit)
 
     async def connected(signals: Signals) -> T:
         async with machine as vm:

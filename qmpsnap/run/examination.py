@@ -9,6 +9,7 @@ import anyio
 from msgspec.structs import replace
 
 from qmpsnap.errors import Busy, Refused
+from qmpsnap.model.arguments import Text, check
 from qmpsnap.model.block_replies import BlockInfo
 from qmpsnap.model.disk_names import disk_names
 from qmpsnap.model.files import Files
@@ -26,14 +27,17 @@ from qmpsnap.plan.diagnosis.nodes import unexplained
 from qmpsnap.run.disk import in_thread
 from qmpsnap.run.examined_files import examine_files
 from qmpsnap.run.examined_images import damages, follow_broken
+from qmpsnap.run.examined_monitor import examine_monitor
+from qmpsnap.run.freezing import is_frozen
 from qmpsnap.run.planning import Planning
 from qmpsnap.run.target import Target
 from qmpsnap.run.unopened import UnopenedTarget
 
+_NOTHING = Facts(Graph(Frozen()), Files(), Moments((), Frozen(), records_seen=False))
 _AGAIN = 0.2  # seconds; no event tells that a job which drains, or an operation, has gone on
 
 
-async def diagnose(target: Target, planning: Planning) -> tuple[Finding, ...]:
+async def diagnose(target: Target, planning: Planning, *, agent: str = "") -> tuple[Finding, ...]:
     """Everything that is wrong with a machine or its images.
 
     If there is a trouble of a running machine, it is looked at once more a moment later, and what is found
@@ -41,24 +45,36 @@ async def diagnose(target: Target, planning: Planning) -> tuple[Finding, ...]:
     """
     if isinstance(target, UnopenedTarget):
         return rules.diagnose(await _images(target, planning))
-    found = rules.diagnose(await _machine(target, planning))
+    found = rules.diagnose(await _machine(target, planning, agent))
     if not any(one.is_trouble for one in found):
         return found
     await anyio.sleep(_AGAIN)
     seen = {(one.code, one.subject) for one in found}
-    again = rules.diagnose(await _machine(target, planning))
+    again = rules.diagnose(await _machine(target, planning, agent))
     return tuple(one for one in again if (one.code, one.subject) in seen)
 
 
-async def _machine(target: Target, planning: Planning) -> Facts:
+async def diagnose_monitor(address: str) -> tuple[Finding, ...]:
+    """Why a monitor does not greet; nothing if nobody listens there.
+
+    Args:
+        address: Its path, or "tcp:HOST:PORT".
+
+    Raises:
+        BadArgument: When `address` is no text.
+    """
+    check("address", address, Text)
+    known = await in_thread(partial(examine_monitor, address))
+    return rules.diagnose(replace(_NOTHING, monitor=known))
+
+
+async def _machine(target: Target, planning: Planning, agent: str) -> Facts:
     try:
         seen, jobs, status = await asyncio.gather(planning.seen(), target.jobs(), _status(target))
     except Busy:
         # The graph cannot be read while a concluded stream job is there: the jobs are the trouble.
         jobs, status = await asyncio.gather(target.jobs(), _status(target))
-        facts = Facts(
-            Graph(Frozen()), Files(), Moments((), Frozen(), records_seen=False), jobs=jobs, status=status
-        )
+        facts = replace(_NOTHING, jobs=jobs, status=status)
         if not rules.diagnose(facts):
             raise
         return facts
@@ -85,6 +101,8 @@ async def _machine(target: Target, planning: Planning) -> Facts:
         uses=await target.block_graph() if unexplained(graph) else None,
         status=status,
         io_status=await _io_status(target, status),
+        frozen=await is_frozen(agent) if agent else None,
+        agent=agent,
     )
     if files is None:
         return facts

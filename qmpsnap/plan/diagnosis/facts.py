@@ -10,6 +10,7 @@ from msgspec import Struct
 from qmpsnap.model.files import FileFact, Files
 from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.graph import Graph
+from qmpsnap.model.host_process import HostProcess
 from qmpsnap.model.job import Job
 from qmpsnap.model.job_place import BlockGraph
 from qmpsnap.model.machine import Status
@@ -45,6 +46,21 @@ class Broken(Struct, frozen=True):
     near: tuple[str, ...] = ()
 
 
+class Monitor(Struct, frozen=True):
+    """A monitor that does not greet.
+
+    Attributes:
+        address: Its address.
+        clients: The processes, or the addresses on other hosts, that are connected to it, as far as we may
+            see them; None if nobody is known to be.
+        stopped: Its QEMU, if a signal has stopped it.
+    """
+
+    address: str
+    clients: tuple[HostProcess | str, ...] | None = None
+    stopped: HostProcess | None = None
+
+
 class Facts(Struct, frozen=True):
     """One look at a machine, or at the images of a machine that is off.
 
@@ -64,6 +80,9 @@ class Facts(Struct, frozen=True):
         read_only: For each layer that QEMU could not open for writing, why.
         missing: Files of VM state that do not exist.
         writers: For each file of which another process may change the image, that process.
+        frozen: Whether the guest's file systems are frozen; None where its agent does not answer.
+        agent: The socket of the agent; "" where it was not asked.
+        monitor: The monitor, if that does not greet: nothing else is known then.
         broken: Disks whose chains cannot be read, of a machine that is off.
         damaged: For each image of a machine that is off that needs a repair, what is wrong with it.
     """
@@ -82,6 +101,9 @@ class Facts(Struct, frozen=True):
     read_only: Mapping[str, str] = Frozen()
     missing: frozenset[str] = frozenset()
     writers: Mapping[str, str] = Frozen()
+    frozen: bool | None = None
+    agent: str = ""
+    monitor: Monitor | None = None
     broken: tuple[Broken, ...] = ()
     damaged: Mapping[str, str] = Frozen()
 

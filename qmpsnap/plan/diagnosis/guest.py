@@ -81,6 +81,28 @@ def load_failed(facts: Facts) -> Iterator[Case]:
     )
 
 
+def guest_frozen(facts: Facts) -> Iterator[Case]:
+    """File systems that somebody froze and never thawed."""
+    if facts.frozen:
+        yield Case(
+            "the guest",
+            "its file systems are frozen: whatever writes to them waits until the agent thaws them",
+            ("qmpsnap", "thaw", facts.agent),
+            "unless a backup or a snapshot of another program is at work right now",
+        )
+
+
+def agent_silent(facts: Facts) -> Iterator[Case]:
+    """A guest agent that does not answer, so that nobody can freeze the guest or thaw it."""
+    if facts.agent and facts.frozen is None:
+        yield Case(
+            facts.agent,
+            "the guest's agent does not answer",
+            advice="a paused guest cannot. Else see whether the agent is running in the guest, and whether "
+            "another program is connected to this socket",
+        )
+
+
 def space_low(facts: Facts) -> Iterator[Case]:
     """A disk that can grow, on a file system that is full."""
     if facts.status is not None and facts.status.state == _IO_ERROR:

@@ -68,7 +68,7 @@ def job_paused(facts: Facts) -> Iterator[Case]:
                 job.id,
                 f"this {job.type} job is {job.status}: it waits for a client that lets it go on",
                 ("qmpsnap", "job", "resume", job.id, *_foreign(job)),
-                "a client paused it, or an error did before the guest was resumed (cont clears the reason)",
+                "a client paused it; or an error did, and resuming the guest has cleared the reason",
             )
 
 

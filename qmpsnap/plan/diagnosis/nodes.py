@@ -36,7 +36,7 @@ def node_left(facts: Facts) -> Iterator[Case]:
     used = _used(facts)
     for node in suspects:
         if node.name not in used if used is not None else is_owned_node(node.name):
-            ours = "; an operation of qmpsnap left it" if is_owned_node(node.name) else ""
+            ours = "; an operation that died left it" if is_owned_node(node.name) else ""
             mode = "" if node.read_only else " for writing"
             yield Case(
                 node.name,

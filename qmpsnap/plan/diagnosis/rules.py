@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from msgspec import Struct
 
 from qmpsnap.model.finding import Finding, Severity
-from qmpsnap.plan.diagnosis import access, chain, guest, images, jobs, kept, nodes
+from qmpsnap.plan.diagnosis import access, chain, guest, images, jobs, kept, monitor, nodes
 from qmpsnap.plan.diagnosis.facts import Case, Facts
 
 Look = Callable[[Facts], Iterator[Case]]
@@ -33,10 +33,13 @@ class Rule(Struct, frozen=True):
 
 
 RULES = (
+    Rule("monitor-held", monitor.monitor_held),
+    Rule("monitor-silent", monitor.monitor_silent),
     Rule("disk-full", guest.disk_full),
     Rule("io-error", guest.io_error),
     Rule("guest-failed", guest.guest_failed),
     Rule("load-failed", guest.load_failed),
+    Rule("guest-frozen", guest.guest_frozen),
     Rule("started-below", chain.started_below),
     Rule("image-in-use", access.image_in_use),
     Rule("layer-moved", chain.layer_moved),
@@ -63,6 +66,7 @@ RULES = (
     Rule("chain-long", chain.chain_long),
     Rule("space-low", guest.space_low),
     Rule("job-waits", jobs.job_waits, "limit"),
+    Rule("agent-silent", guest.agent_silent, "limit"),
     Rule("bitmap-busy", kept.bitmap_busy, "limit"),
     Rule("not-writable", access.not_writable, "limit"),
     Rule("no-internal", access.no_internal, "limit"),

@@ -55,3 +55,14 @@ def test_a_disk_that_can_grow_needs_room() -> None:
     assert codes(facts(room=Frozen({S2: 1 << 20}))) == [("space-low", "vda")]
     assert codes(facts(room=Frozen({S2: 1 << 30}))) == []
     assert codes(facts(room=Frozen({S2: 0}), status=STOPPED)) == [("io-error", "the guest")]
+
+
+def test_a_frozen_guest_is_thawed() -> None:
+    assert codes(facts(frozen=False, agent="/run/a")) == []
+    found = only(facts(frozen=True, agent="/run/a"))
+    assert (found.code, found.remedy) == ("guest-frozen", ("qmpsnap", "thaw", "/run/a"))
+
+
+def test_an_agent_that_does_not_answer_is_a_limit() -> None:
+    found = only(facts(agent="/run/a"))
+    assert (found.code, found.is_trouble, found.remedy) == ("agent-silent", False, ())

@@ -1,0 +1,39 @@
+"""Looks at a monitor that does not greet: who is connected to it, and whether QEMU is stopped. Blocking."""
+
+from __future__ import annotations
+
+import socket
+
+from qmpsnap.plan.diagnosis.facts import Monitor
+from qmpsnap.run.proc import host_process, is_stopped
+from qmpsnap.run.session.dial import peer_of
+from qmpsnap.run.sockets import clients_of, tcp_clients_of
+
+_LIMIT = 0.5  # seconds; whoever listens need not answer
+
+
+def examine_monitor(address: str) -> Monitor | None:
+    """Who is connected to a monitor, and whether the process that listens there is stopped.
+
+    Args:
+        address: Its path, or tcp:HOST:PORT.
+
+    Returns:
+        What is known; None if nobody listens there.
+    """
+    host, _, port = address.removeprefix("tcp:").rpartition(":")
+    by_tcp = address.startswith("tcp:")
+    try:
+        if by_tcp:
+            socket.create_connection((host, int(port)), _LIMIT).close()
+            return Monitor(address, tcp_clients_of(int(port)))
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as ours:
+            ours.settimeout(_LIMIT)
+            ours.connect(address)
+            pid = peer_of(ours, None).pid
+    except BlockingIOError:  # others wait for the monitor as well
+        pid = None
+    except (OSError, ValueError):
+        return None
+    stopped = host_process(pid) if pid is not None and is_stopped(pid) else None
+    return Monitor(address, clients_of(address), stopped)
