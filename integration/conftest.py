@@ -3,6 +3,8 @@
     qemu        Qemu of the matrix (`.version .directory .system .img() .create() .read() .check()`), one
                 test each; `--qemu 7.2` or QMPSNAP_QEMU=7.2 (several: with commas) takes these alone
     everything  whether `--all` was given: nothing is sampled
+    times       times(10): a range, for what is the same each time: 10 times on the run's first QEMU and with
+                `--all`, a third of that on the others
     machine     machine("vda", "base <- s1") or machine(*qemu_arguments): a Machine to be entered by
                 `with`; it has `.vm` arguments, `.write() .read() .qmp() .connect()`
     images      images("base <- s1 <- s2", folder=...): images of known content (known_images.make_images)
@@ -108,6 +110,12 @@ def qemu(request):
 @pytest.fixture
 def everything(request):
     return request.config.getoption("--all")
+
+
+@pytest.fixture
+def times(request, qemu, everything):
+    all_of_them = everything or qemu == _taken(request.config)[0]
+    return lambda number: range(number if all_of_them else -(-number // 3))
 
 
 @pytest.fixture

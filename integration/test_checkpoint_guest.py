@@ -67,7 +67,7 @@ def at(number):
 
 
 @pytest.mark.timeout(240)
-async def test_guest_goes_back_in_place_ten_times_with_memory_and_disks_at_one_count(qemu, tmp_path):
+async def test_guest_goes_back_in_place_ten_times_with_memory_and_disks_at_one_count(qemu, tmp_path, times):
     files = made(qemu, tmp_path)
     async with booted(qemu, tmp_path, files, formats=FORMATS) as (vm, client), counting(tmp_path) as counter:
         await counter.set(7)
@@ -75,7 +75,7 @@ async def test_guest_goes_back_in_place_ten_times_with_memory_and_disks_at_one_c
         taken = await vm.checkpoint("c1", mode="in-place")
         assert pictures(taken.chains) == ["[vda] <- [vda.c1*]", "[vdb] <- [vdb.c1*]"]
         assert 0 < taken.standstill_s < taken.elapsed_s
-        for number in range(10):
+        for number in times(10):
             await counter.set(100 + number)
             assert await counter.get() == at(100 + number)
             back = await vm.revert("c1")
@@ -100,7 +100,7 @@ async def test_guest_goes_back_in_place_ten_times_with_memory_and_disks_at_one_c
 
 
 @pytest.mark.timeout(240)
-async def test_guest_that_was_rebooted_since_goes_back_in_place_and_counts_on(qemu, tmp_path):
+async def test_guest_that_was_rebooted_since_goes_back_in_place_and_counts_on(qemu, tmp_path, times):
     files = made(qemu, tmp_path)
     async with (
         booted(qemu, tmp_path, files, formats=FORMATS) as (vm, client),
@@ -112,7 +112,7 @@ async def test_guest_that_was_rebooted_since_goes_back_in_place_and_counts_on(qe
         await counter.more(5)
         await vm.checkpoint("c1", mode="in-place")
         boot = await guest.wait_ready()
-        for _ in range(3):
+        for _ in times(3):
             await counter.more(3)
             await guest.reset()
             assert await guest.wait_ready() != boot
@@ -130,7 +130,7 @@ async def test_guest_that_was_rebooted_since_goes_back_in_place_and_counts_on(qe
 
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("mode", ["stop", "background"])
-async def test_guest_that_counts_all_the_while_goes_on_from_there_in_new_qemus(qemu, tmp_path, mode):
+async def test_guest_that_counts_all_the_while_goes_on_from_there_in_new_qemus(qemu, tmp_path, times, mode):
     """And of a background checkpoint in the same QEMU, once it has a store."""
     files = made(qemu, tmp_path)
     numbers = []
@@ -159,7 +159,7 @@ async def test_guest_that_counts_all_the_while_goes_on_from_there_in_new_qemus(q
             await client.execute("stop")
             await vm.checkpoint("c2", mode=mode)
             assert await status(client) == "postmigrate"
-        for number in range(3):
+        for number in times(3):
             async with vm.reverted("c1", launcher) as new, counting(tmp_path, f"n{number}") as counter:
                 assert await status(numbers[number]) == "running"
                 assert [qmpsnap.draw(chain[1:]) for chain in (await new.graph()).chains().values()] == [
@@ -171,10 +171,10 @@ async def test_guest_that_counts_all_the_while_goes_on_from_there_in_new_qemus(q
                 found = set((await counter.get()).values())
                 assert len(found) == 1
         async with vm.reverted("c2", launcher):
-            other = numbers[3]
+            other = numbers[-1]
             assert await status(other) == "paused"
             await other.execute("cont")
-            async with counting(tmp_path, "n3") as counter:
+            async with counting(tmp_path, f"n{len(numbers) - 1}") as counter:
                 assert await counter.get() == at(1000)
         await client.execute("cont")
         async with counting(tmp_path) as counter:

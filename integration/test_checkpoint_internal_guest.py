@@ -21,7 +21,7 @@ RAW_BESIDE = {"vdr": "raw", "vda": "qcow2"}
     ids=["hmp", "jobs", "raw"],
 )
 async def test_guest_goes_back_ten_times_running_and_paused_with_memory_and_disks_at_one_count(
-    qemu, tmp_path, disks, leave, via
+    qemu, tmp_path, times, disks, leave, via
 ):
     files = {name: tmp_path / f"{name}.{form}" for name, form in disks.items()}
     for name, form in disks.items():
@@ -40,7 +40,7 @@ async def test_guest_goes_back_ten_times_running_and_paused_with_memory_and_disk
         await counter.set(7)
         taken = await vm.run(await vm.plan(Checkpoint("c1", "internal", leave=leave, via=via)))
         assert 0 < taken.standstill_s < taken.elapsed_s
-        for number in range(20):
+        for number in times(20):
             count = str(100 + number)
             await counter.set(count)
             assert set((await counter.get()).values()) == {count}
