@@ -8,6 +8,7 @@
     machine     machine("vda", "base <- s1") or machine(*qemu_arguments): a Machine to be entered by
                 `with`; it has `.vm` arguments, `.write() .read() .qmp() .connect()`
     images      images("base <- s1 <- s2", folder=...): images of known content (known_images.make_images)
+    doctor      doctor(machine): its Doctor (doctoring.py), which finds troubles and mends them as printed
     small       small(size): a new tmpfs of that size, where we may mount; gone with the test
     leftovers   leftovers.allow(FILE): a record that the test leaves on purpose
 
@@ -35,6 +36,7 @@ from pathlib import Path
 
 import pytest
 
+from integration.doctoring import Doctor
 from integration.known_images import QEMUS, make_images
 from integration.machines import Leftovers, Machine
 from integration.sampling import sampled_out
@@ -132,6 +134,14 @@ def images(qemu, tmp_path):
 def machine(qemu, tmp_path):
     def make(*arguments, **options):
         return Machine(qemu, tmp_path, *arguments, **options)
+
+    return make
+
+
+@pytest.fixture
+def doctor(capsys, qemu):
+    def make(machine):
+        return Doctor(capsys, qemu, "-s", machine.socket)
 
     return make
 

@@ -4,93 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import shlex
-import signal
-import socket
 import subprocess
-import threading
-import time
 from pathlib import Path
 
 import anyio
 import pytest
 
 import qmpsnap
-from integration.cli import Cli
-from integration.known_images import MIB, QEMUS, content
-from integration.machines import Machine, blockdev, drive, throttled, wait_for
+from integration.doctoring import forget_format
+from integration.known_images import MIB, QEMUS
+from integration.machines import blockdev, drive, throttled, wait_for
 from integration.test_encryption import encrypted
-from qmpsnap.cli.main import run as run_command
-from qmpsnap.run.sockets import clients_of
+from qmpsnap.model.empty_image import empty_qcow2
+from qmpsnap.plan.diagnosis.chain import LONG_CHAIN
 
 ONE = pytest.mark.parametrize("qemu", QEMUS[:1], indirect=True, ids=[QEMUS[0].short])
-
-
-class Doctor:
-    """The doctor of a machine or of images, as it is typed; its commands are run exactly as printed."""
-
-    def __init__(self, capsys, qemu, *words):
-        self.words, self._capsys, self._qemu = words, capsys, qemu
-
-    def look(self, *more):
-        """What it finds, as (code, subject), and the lines that mend it."""
-        code, out, err = self._run(*self.words, *more, "doctor")
-        assert err == "", err
-        lines = out.splitlines()
-        named = [line.removeprefix("limit: ") for line in lines if not line.startswith(" ")]
-        self.mending = [line.removeprefix("  mend: ") for line in lines if line.startswith("  mend: ")]
-        limits = sum(line.startswith("limit: ") for line in lines)
-        healthy = lines[0] == "no trouble found"
-        assert (code, healthy) in {(0, True), (8, False)}
-        self.text = out
-        return [tuple(line.split(": ", 1)) for line in named[healthy:]], limits
-
-    def troubles(self):
-        found, limits = self.look()
-        return found[: len(found) - limits]
-
-    def mend(self):
-        """Run what was printed; the exit codes."""
-        return [self.do(line) for line in self.mending]
-
-    def do(self, line):
-        if line.startswith("qmpsnap "):
-            code, _, err = self._run(*shlex.split(line)[1:])
-            assert code == 0, f"{line}: {err}"
-            return
-        path = {"PATH": f"{self._qemu.directory}:{os.environ['PATH']}"}
-        subprocess.run(["bash", "-c", line], env=os.environ | path, check=True, capture_output=True)
-
-    def mend_all(self, rounds=6):
-        """Look and mend until nothing is found; every trouble that was found meanwhile."""
-        seen = []
-        for _ in range(rounds):
-            found = self.troubles()
-            seen += [one for one in found if one not in seen]
-            if not found:
-                return seen
-            self.mend()
-        raise AssertionError(f"still ill after {rounds} rounds: {self.text}")
-
-    def _run(self, *words):
-        code = run_command([str(word) for word in words])
-        captured = self._capsys.readouterr()
-        return code, captured.out, captured.err
-
-
-@pytest.fixture
-def doctor(capsys, qemu):
-    def make(machine):
-        return Doctor(capsys, qemu, "-s", machine.socket)
-
-    return make
-
-
-def forget_format(image):
-    """Make the extension of the header that records the format of the backing file an unknown one."""
-    path = Path(image)
-    path.write_bytes(path.read_bytes().replace(bytes.fromhex("e2792aca"), bytes.fromhex("11111111"), 1))
 
 
 def node_of(running, file, driver="qcow2"):
@@ -297,120 +225,97 @@ def test_names_that_are_lost_and_a_second_writer_are_found(qemu, images, machine
     qemu.check_chain(*made.chain)
 
 
-# -- what is wrong with images -----------------------------------------------------------------------
-
-
-def moved_directory(qemu, made, folder):
-    """The images were moved, with names in their headers that led to the old place."""
-    for file in made.files:
-        Path(file).rename(folder / Path(file).name)
-    return folder / "s2.qcow2", [
-        ("backing-missing", f"{folder}/s2.qcow2"),
-        ("backing-missing", f"{folder}/s1.qcow2"),
-    ]
-
-
-def format_forgotten(qemu, made, _):
-    forget_format(made.files[2])
-    return made.active, [("format-missing", made.files[2])]
-
-
-def format_mistaken(qemu, made, _):
-    qemu.img("convert", "-f", "qcow2", "-O", "raw", made.files[0], f"{made.files[0]}.new")
-    Path(f"{made.files[0]}.new").replace(made.files[0])
-    return made.active, [("format-wrong", made.files[1])]
-
-
-def bitmap_in_use(qemu, made, folder):
-    qemu.img("bitmap", "--add", made.active, "b0")
-    with Machine(qemu, folder, *blockdev("vda", made.active)) as running:
-        running.write("vda", 7, 0, 65536)
-        running.kill()
-    return made.active, [("bitmap-inconsistent", "vda: b0")]
-
-
-def not_closed(qemu, made, _):
-    with Path(made.active).open("r+b") as image:
-        image.seek(79)
-        image.write(b"\1")  # the incompatible feature "dirty"
-    return made.active, [("image-damaged", made.active)]
-
-
-IMAGES = [moved_directory, format_forgotten, format_mistaken, bitmap_in_use, not_closed]
+@ONE
+def test_headers_that_qemu_itself_writes_wrong_are_mended(qemu, images, machine, doctor, tmp_path):
+    """An overlay elsewhere of an image with a relative name, and one above a throttle."""
+    one, two = images("base", folder="a"), images("base", folder="b")
+    overlays = [f"{tmp_path}/{name}.qcow2" for name in ("o1", "o2")]
+    with machine(
+        "-drive", "if=none,id=vda,format=qcow2,file=base.qcow2", "-device", "virtio-blk-pci,drive=vda,id=vda",
+        *throttled("vdb", two.active), cwd=tmp_path / "a",
+    ) as running:  # fmt: skip
+        running.qmp("blockdev-snapshot-sync", {"device": "vda", "snapshot-file": overlays[0]})
+        running.qmp("blockdev-snapshot-sync", {"node-name": "thr", "snapshot-node-name": "over",
+                                               "snapshot-file": overlays[1]})  # fmt: skip
+        for disk in ("vda", "vdb"):
+            running.write(disk, 0x66, "7M", 65536)
+        found = [("backing-wrong", overlays[0]), ("format-wrong", overlays[1])]
+        assert doctor(running).mend_all() == found
+        for disk in ("vda", "vdb"):
+            running.read(disk, 0x66, "7M", 65536)
+            running.read(disk, 0x11, "4M", 65536)
+    qemu.check_chain(overlays[0], *one.chain)
+    qemu.check_chain(overlays[1], *two.chain)
 
 
 @ONE
-@pytest.mark.parametrize("spoil", IMAGES, ids=lambda spoil: spoil.__name__)
-def test_images_that_cannot_be_started_from_are_mended(qemu, images, capsys, tmp_path, spoil):
-    made = images(folder="a")
-    active, expected = spoil(qemu, made, tmp_path)
-    doctor = Doctor(capsys, qemu, "-i", f"vda={active}")
-    assert doctor.mend_all() == expected
-    if spoil is not bitmap_in_use:
-        assert qemu.read(active) == content(3)
-    assert [one["format"] for one in qemu.chain(active)][:2] == ["qcow2", "qcow2"]
-
-
-@ONE
-def test_images_that_no_command_mends_say_why(qemu, images, capsys, tmp_path):
-    made = images("base <- s1")
-    outside = images("base", folder="elsewhere").active
-    (tmp_path / "line\nfeed\x1b[31m.qcow2").symlink_to(made.active)
-    cases = {
-        made.files[0]: ("started-below", "vda"),
-        qemu.create(tmp_path / "out.qcow2", backing=outside): ("image-refused", "vda"),
-        qemu.create(tmp_path / "self.qcow2", backing="./self.qcow2"): ("image-refused", "vda"),
-        qemu.create(tmp_path / "json.qcow2", backing="json:{}"): ("image-refused", "vda"),
-        qemu.create(tmp_path / "none.qcow2", backing="none.raw", backing_format="raw"):
-            ("backing-missing", f"{tmp_path}/none.qcow2"),
-        f"{tmp_path}/absent.qcow2": ("image-refused", "vda"),
-    }  # fmt: skip
-    for image, expected in cases.items():
-        doctor = Doctor(capsys, qemu, "-i", f"vda={image}")
-        assert (doctor.troubles(), doctor.mending) == ([expected], []), image
-        assert "note: " in doctor.text, image
-    with Machine(qemu, tmp_path, *blockdev("vda", made.active)) as running:
-        doctor = Doctor(capsys, qemu, "-i", f"vda={tmp_path}/line\nfeed\x1b[31m.qcow2")
-        ((code, subject),) = doctor.troubles()
-        assert (code, subject.startswith(f"{tmp_path}/line\\nfeed")) == ("image-in-use", True)
-        assert f"process {running.pid} (" in " ".join(doctor.text.split())
-        assert doctor.text.replace("\n", "").isprintable()
-
-
-# -- what is wrong with a monitor ---------------------------------------------------------------------
-
-
-@ONE
-def test_a_monitor_that_does_not_greet_is_explained(machine, doctor, monkeypatch):
-    monkeypatch.setattr("qmpsnap.cli.doctor._GREETING_LIMIT", 0.3)
-    with machine() as running:
+def test_limits_are_lifted_by_their_commands(qemu, images, machine, doctor, tmp_path, small):
+    """A raw disk, pflash, and a base on a file system that is mounted read-only."""
+    raw = images("base", folder="b", base_format="raw")
+    flash = [qemu.create(tmp_path / f"flash{unit}.raw", MIB, form="raw") for unit in (0, 1)]
+    place = small("16m")
+    base = qemu.create(place / "base.qcow2")
+    subprocess.run(["mount", "-o", "remount,ro", place], check=True)
+    top = qemu.create(tmp_path / "top.qcow2", backing=base)
+    with machine(
+        *blockdev("vda", top), *drive("vdb", raw.active, "raw"),
+        *(word for unit in (0, 1) for word in
+          ("-drive", f"if=pflash,unit={unit},format=raw,file={flash[unit]}")),
+    ) as running:  # fmt: skip
         doctor = doctor(running)
-        with Cli(running).start("events") as holder:
-            wait_for(lambda: clients_of(running.socket), "the client")
-            assert doctor.mend_all() == [("monitor-held", running.socket)]
-            assert holder.wait(10) == 130
-        with socket.socket(socket.AF_UNIX) as ours:
-            ours.connect(running.socket)
-            ours.recv(10)
-            assert doctor.troubles() == [("monitor-held", running.socket)]
-            assert doctor.mending == []
-        running.process.send_signal(signal.SIGSTOP)
-        assert doctor.mend_all() == [("monitor-silent", running.socket)]
+        found, limits = doctor.look()
+        assert limits == len(found)
+        assert sorted(found) == [
+            ("no-internal", "pflash0"),
+            ("no-internal", "pflash1"),
+            ("no-internal", "vdb"),
+            ("not-writable", base),
+        ]
+        doctor.mend()
+        assert doctor.look()[0] == [("not-writable", base)]
+        doctor.do(f"qmpsnap -s {running.socket} checkpoint c1 --mode internal")
+        running.quit()
 
 
 @ONE
-def test_a_machine_that_ends_meanwhile_is_an_error_and_no_trouble(images, machine, capsys, qemu):
-    made = images()
-    with machine(*blockdev("vda", made.active)) as running:
-        doctor = Doctor(capsys, qemu, "-s", running.socket)
-        threading.Timer(0.15, running.kill).start()
-        ends = time.monotonic() + 5
-        code = 0
-        while code in {0, 8} and time.monotonic() < ends:
-            code, out, err = doctor._run(*doctor.words, "doctor")
-        assert (code in {4, 5}, out) == (True, "")
-        assert err.startswith("qmpsnap: ")
-        running.kill()
-    # What is left is a socket on which nobody listens.
-    code, _, err = doctor._run(*doctor.words, "doctor")
-    assert (code, "nobody listens" in err or "is QEMU running" in err) == (4, True)
+def test_a_full_disk_and_a_wrong_start_are_said(qemu, images, machine, doctor, small):
+    place = small("24m")
+    base = qemu.create(place / "base.qcow2", 64 * MIB)
+    with machine(*blockdev("vda", base)) as running:
+        doctor = doctor(running)
+        assert doctor.troubles() == []
+        filler = place / "filler"
+        filler.write_bytes(bytes(20 * MIB))
+        assert (doctor.troubles(), doctor.mending) == ([("space-low", "vda")], [])
+        filler.unlink()
+        above = qemu.create(place / "above.qcow2", 64 * MIB, backing=base)
+        assert (doctor.troubles(), doctor.mending) == ([("started-below", "vda")], [])
+        assert f"start it from {above}" in " ".join(doctor.text.split())
+
+
+@ONE
+def test_a_chain_that_is_too_long_is_folded(qemu, machine, doctor, tmp_path):
+    names = [tmp_path / f"n{number}.qcow2" for number in range(LONG_CHAIN + 2)]
+    for number, name in enumerate(names):
+        below = (str(names[number - 1]), "qcow2") if number else (None, None)
+        made = empty_qcow2(virtual_size=MIB, backing=below[0], backing_format=below[1])
+        with name.open("wb") as image:
+            image.truncate(made.size_bytes)
+            for offset, data in made.parts:
+                image.seek(offset)
+                image.write(data)
+    with machine(*drive("vda", names[-1])) as running:
+        running.write("vda", 7, 0, 65536)
+        assert doctor(running).mend_all() == [("chain-long", "vda")]
+        running.read("vda", 7, 0, 65536)
+    qemu.check_chain(str(names[-1]), str(names[0]))
+
+
+@ONE
+def test_a_record_that_cannot_be_read_is_named(images, machine, doctor, tmp_path):
+    with machine(*drive("vda", images("base").active)) as running:
+        doctor = doctor(running)
+        doctor.do(f"qmpsnap -s {running.socket} snapshot n1")
+        (record,) = tmp_path.rglob("moment-n1-*.json")
+        record.write_text("{")
+        assert (doctor.troubles(), doctor.mending) == ([("record-unreadable", str(record))], [])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from functools import partial
 
 import anyio
@@ -25,7 +26,7 @@ from qmpsnap.plan.diagnosis import rules
 from qmpsnap.plan.diagnosis.facts import Broken, Facts
 from qmpsnap.plan.diagnosis.nodes import unexplained
 from qmpsnap.run.disk import in_thread
-from qmpsnap.run.examined_files import examine_files
+from qmpsnap.run.examined_files import ExaminedFiles, examine_files, other_writers
 from qmpsnap.run.examined_images import damages, follow_broken
 from qmpsnap.run.examined_monitor import examine_monitor
 from qmpsnap.run.freezing import is_frozen
@@ -34,6 +35,7 @@ from qmpsnap.run.target import Target
 from qmpsnap.run.unopened import UnopenedTarget
 
 _NOTHING = Facts(Graph(Frozen()), Files(), Moments((), Frozen(), records_seen=False))
+_WRITERS_LIMIT = 2.0  # seconds; storage that hangs may keep the kernel from answering
 _AGAIN = 0.2  # seconds; no event tells that a job which drains, or an operation, has gone on
 
 
@@ -81,16 +83,12 @@ async def _machine(target: Target, planning: Planning, agent: str) -> Facts:
     graph = seen.graph
     operations = await planning.unfinished(graph, seen.records, live=True)
     states = [moment.vm_state_file for moment in seen.moments.moments if moment.vm_state_file]
-    look = partial(
-        examine_files,
-        graph,
-        seen.files,
-        pid=target.pid,
-        off=target.guest is None,
-        asked=states,
-    )
-    files = await in_thread(look) if seen.files.shared else None
-    facts = Facts(
+    files = ExaminedFiles()
+    writers: Mapping[str, str] = Frozen()
+    if seen.files.shared:
+        look = partial(examine_files, graph, seen.files, off=target.guest is None, asked=states)
+        files, writers = await asyncio.gather(in_thread(look), _writers(graph, target.pid))
+    return Facts(
         graph,
         seen.files,
         seen.moments,
@@ -101,14 +99,21 @@ async def _machine(target: Target, planning: Planning, agent: str) -> Facts:
         uses=await target.block_graph() if unexplained(graph) else None,
         status=status,
         io_status=await _io_status(target, status),
+        room=files.room,
+        read_only=files.read_only,
+        missing=files.missing,
+        writers=writers,
         frozen=await is_frozen(agent) if agent else None,
         agent=agent,
     )
-    if files is None:
-        return facts
-    return replace(
-        facts, room=files.room, read_only=files.read_only, writers=files.writers, missing=files.missing
-    )
+
+
+async def _writers(graph: Graph, pid: int | None) -> Mapping[str, str]:
+    """Who else writes to the images; nobody if that cannot be found out in time."""
+    look = partial(other_writers, graph, pid)
+    with anyio.move_on_after(_WRITERS_LIMIT):
+        return await anyio.to_thread.run_sync(look, abandon_on_cancel=True)  # the thread may be left behind
+    return Frozen()
 
 
 async def _status(target: Target) -> Status | None:
@@ -156,7 +161,7 @@ async def _images(target: UnopenedTarget, planning: Planning) -> Facts:
     seen = await looking.seen()
     operations = await looking.unfinished(seen.graph, seen.records, live=True)
     states = [moment.vm_state_file for moment in seen.moments.moments if moment.vm_state_file]
-    files = await in_thread(partial(examine_files, seen.graph, seen.files, pid=None, off=True, asked=states))
+    files = await in_thread(partial(examine_files, seen.graph, seen.files, off=True, asked=states))
     broken = [
         await in_thread(partial(follow_broken, disk, file, error, given.allowed))
         if file
@@ -170,7 +175,7 @@ async def _images(target: UnopenedTarget, planning: Planning) -> Facts:
         operations=operations,
         below=seen.below,
         room=files.room,
-        writers=files.writers,
+        writers=await _writers(seen.graph, None),
         missing=files.missing,
         broken=tuple(broken),
         damaged=Frozen(await in_thread(partial(damages, given.chains))),

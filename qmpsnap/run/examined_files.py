@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 
 from msgspec import Struct
@@ -18,7 +18,7 @@ from msgspec import Struct
 from qmpsnap.model.files import Files
 from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.graph import Graph
-from qmpsnap.run.holders import FileId, Holder, writers
+from qmpsnap.run.holders import FileId, writers
 
 
 class ExaminedFiles(Struct, frozen=True):
@@ -27,58 +27,59 @@ class ExaminedFiles(Struct, frozen=True):
     Attributes:
         room: Free bytes of the file system, for each active layer that is a regular file.
         read_only: For each layer beneath that could not be opened for writing, why.
-        writers: For each file that another process or a loop device has open for writing, which.
         missing: Those of the files asked for that do not exist.
     """
 
     room: Mapping[str, int] = Frozen()
     read_only: Mapping[str, str] = Frozen()
-    writers: Mapping[str, str] = Frozen()
     missing: frozenset[str] = frozenset()
 
 
 def examine_files(
-    graph: Graph, files: Files, *, pid: int | None, off: bool = False, asked: Iterable[str] = ()
+    graph: Graph, files: Files, *, off: bool = False, asked: Iterable[str] = ()
 ) -> ExaminedFiles:
     """Look at the files of each chain.
 
     Args:
         graph: The chains.
         files: What was read of their files before.
-        pid: The process that has the images open, and may write to them.
         off: Whether the machine is off: then the layers beneath need not be writable.
         asked: Other files, of which it is asked whether they exist.
     """
-    layers = [layer for disk in graph.disks.values() for layer in disk.layers if layer.local]
     room, read_only = {}, {}
     for disk in graph.writable():
-        if disk.active.local and disk.active.file.startswith("/"):
+        file = disk.active.file
+        if disk.active.local and file.startswith("/"):
             with suppress(OSError):
-                if stat.S_ISREG(os.stat(disk.active.file).st_mode):
-                    space = os.statvfs(disk.active.file)
-                    room[disk.active.file] = space.f_bavail * space.f_frsize
-    for disk in () if off else graph.writable():
-        for layer in disk.layers[1:]:
+                if stat.S_ISREG(os.stat(file).st_mode):
+                    space = os.statvfs(file)
+                    room[file] = space.f_bavail * space.f_frsize
+        for layer in () if off else disk.layers[1:]:
             why = _barred(layer.file, files.barred) if layer.local and layer.file.startswith("/") else ""
             if why:
                 read_only[layer.file] = why
+    missing = frozenset(file for file in asked if not os.path.lexists(file))
+    return ExaminedFiles(Frozen(room), Frozen(read_only), missing)
+
+
+def other_writers(graph: Graph, pid: int | None) -> Mapping[str, str]:
+    """For each file of the chains that another process or a loop device has open for writing, which.
+
+    It looks at the descriptors of every process, and so can hang where one has a file on storage that hangs.
+
+    Args:
+        graph: The chains.
+        pid: The process that has the images open, and may write to them.
+    """
     keys: dict[FileId, str] = {}
-    for layer in layers:
-        for part in layer.parts:
-            with suppress(OSError, ValueError):
-                status = os.stat(part)
-                if stat.S_ISREG(status.st_mode):
-                    keys.setdefault((status.st_dev, status.st_ino), part)
-    return ExaminedFiles(
-        Frozen(room),
-        Frozen(read_only),
-        Frozen({keys[key]: str(holder) for key, holder in _writers(keys, pid).items()}),
-        frozenset(file for file in asked if not os.path.lexists(file)),
-    )
-
-
-def _writers(files: Collection[FileId], pid: int | None) -> Mapping[FileId, Holder]:
-    return writers(files, apart=(pid, os.getpid())) if files else {}
+    layers = (layer for disk in graph.disks.values() for layer in disk.layers if layer.local)
+    for file in (file for layer in layers for file in layer.parts):
+        with suppress(OSError, ValueError):
+            status = os.stat(file)
+            if stat.S_ISREG(status.st_mode):
+                keys.setdefault((status.st_dev, status.st_ino), file)
+    found = writers(keys, apart=(pid, os.getpid())) if keys else {}
+    return Frozen({keys[key]: str(holder) for key, holder in found.items()})
 
 
 def _barred(file: str, barred: Mapping[str, str]) -> str:

@@ -76,8 +76,8 @@ def layer_invalid(facts: Facts) -> Iterator[Case]:
 def moment_lost(facts: Facts) -> Iterator[Case]:
     """A snapshot that no file holds any more."""
     for moment in facts.moments.moments:
-        lost = [part.disk for part in moment.held if part.invalid]
-        if lost and not any(record.invalid and not record.permanent for record in facts.operations):
+        lost = [part.file for part in moment.held if part.invalid]
+        if lost and len(lost) == len(moment.held) and not any(one.invalid for one in facts.operations):
             yield Case(
                 moment.name,
                 f"a commit has written into the layer that held it ({', '.join(lost)}): it can neither be "
@@ -108,6 +108,33 @@ def state_unused(facts: Facts) -> Iterator[Case]:
             ("rm", "--", file),
             "unless its record is elsewhere (--state-dir)",
         )
+
+
+def keeper_left(facts: Facts) -> Iterator[Case]:
+    """An image of a template or a fork that was being made, or ran, when its process was killed."""
+    for file, keeper in facts.files.keepers.items():
+        if keeper.state == "left":
+            yield Case(
+                file,
+                f"it keeps {keeper.layer or 'a layer'} for a {keeper.owner.kind}, whose process was killed",
+                ("rm", "--", file),
+            )
+
+
+def keeper_gone(facts: Facts) -> Iterator[Case]:
+    """An image that shows that a layer is needed by a template or a clone, which is not there any more."""
+    for file, keeper in facts.files.keepers.items():
+        if keeper.state == "gone":
+            template = keeper.owner.kind == "template"
+            yield Case(
+                file,
+                f"a commit into {keeper.layer or 'its layer'} would be refused for {keeper.owner}, which is "
+                "not there",
+                ("qmpsnap", "template", "--remove", keeper.owner.directory)
+                if template
+                else ("rm", "--", file),
+                "only if it was removed for good, and is not merely on storage that is absent now",
+            )
 
 
 def record_unreadable(facts: Facts) -> Iterator[Case]:

@@ -1,17 +1,22 @@
 from __future__ import annotations
 
+from typing import Literal
+
 from msgspec.structs import replace
 
 from qmpsnap.model.files import Files
 from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.graph import Bitmap, Graph
+from qmpsnap.model.keeper import Keeper, KeeperState, KeptFor
 from qmpsnap.model.moments import Moment, MomentPart, Moments
 from qmpsnap.model.record import MomentRecord
 from qmpsnap.testing.drawing import graph
+from tests.each import each
 from tests.model.records import STATE, TIME
 from tests.plan.diagnosis.look import BASE, CHAIN, S1, codes, commit_left, facts, only
 from tests.plan.scenes import with_layer
 
+KEEPER = "/images/base.web-0a1b2c3d.template.qcow2"
 BROKEN = Bitmap("b0", persistent=True, inconsistent=True)
 
 
@@ -64,10 +69,10 @@ def test_a_snapshot_that_no_file_holds_is_deleted() -> None:
     lost = Moment("n1", "external", TIME, (MomentPart("vda", BASE, invalid=True),))
     found = only(facts(moments=moments(lost)))
     assert (found.code, found.remedy) == ("snapshot-lost", ("qmpsnap", "delete", "n1"))
-    record = commit_left(kept=False)  # which brings it back, or not
-    assert [code for code, _ in codes(facts(moments=moments(lost), operations=(record,)))] == [
-        "operation-left"
-    ]
+    half = Moment("n1", "external", TIME, (*lost.held, MomentPart("vdb", BASE)))
+    assert codes(facts(moments=moments(half))) == []  # of the other disk it can be read
+    for record in (commit_left(kept=False), commit_left(kept=True)):  # what ends these decides
+        assert "snapshot-lost" not in dict(codes(facts(moments=moments(lost), operations=(record,))))
 
 
 def test_a_checkpoint_needs_its_memory() -> None:
@@ -93,3 +98,22 @@ def test_a_record_that_cannot_be_read_is_named() -> None:
         (),
     )
     assert "not JSON: really" in found.cause
+
+
+@each(
+    ("state", "kind", "code", "remedy"),
+    [
+        ("left", "fork", "keeper-left", ("rm", "--", KEEPER)),
+        ("gone", "template", "keeper-gone", ("qmpsnap", "template", "--remove", "/srv/web")),
+        ("gone", "clone", "keeper-gone", ("rm", "--", KEEPER)),
+    ],
+)
+def test_an_image_that_shows_a_need_that_is_gone_is_removed(
+    state: KeeperState, kind: Literal["template", "clone", "fork"], code: str, remedy: tuple[str, ...]
+) -> None:
+    def kept(state: KeeperState) -> Files:
+        return Files(shared=True, keepers=Frozen({KEEPER: Keeper(KeptFor(kind, "/srv/web"), state, BASE)}))
+
+    found = only(facts(files=kept(state)))
+    assert (found.code, found.subject, found.remedy) == (code, KEEPER, remedy)
+    assert codes(facts(files=kept("needed"))) == []
