@@ -63,7 +63,7 @@ def test_cont_is_refused_and_what_the_refusal_names_lets_the_guest_run(vda, case
     told = cli("status")
     assert told.code == 0
     assert told.out.splitlines()[0] == reached
-    assert words in told.out
+    assert " ".join(("qmpsnap", *way)) in " ".join(told.out.split())
     assert cli(*way).code == 0
     if way[0] == "qmp":
         wait_for(lambda: state(vda) == "prelaunch", "the reset")
@@ -81,12 +81,12 @@ async def test_cont_is_refused_before_vm_state_has_come_in(images, machine):
 
 def test_cont_and_stop_send_what_n_printed_and_say_how_the_guest_stands(vda):
     cli = Cli(vda)
-    assert cli("status").out == "prelaunch\n  next: qmpsnap cont resumes it\n"
+    assert cli("status").out.endswith("  next: qmpsnap cont starts it\n")
     assert cli("cont", "-n").out == '  1. -> {"execute": "cont", "arguments": {}}\nnothing was sent (-n)\n'
     assert state(vda) == "prelaunch"
     assert cli("cont").out == "the guest is running\n"
     assert cli("--json", "status").json == {
-        "version": 1, "status": "running", "running": True, "migration": "none",
+        "version": 1, "status": "running", "running": True, "migration": "none", "pause": None,
     }  # fmt: skip
     assert cli("--json", "stop", "-n").json["plan"]["steps"] == [
         {"command": "stop", "arguments": {}, "on": "qmp"}

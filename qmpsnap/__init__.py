@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     from qmpsnap.model.machine_description import Accelerator, Bus, Machine, MachineDisk, Nic
     from qmpsnap.model.meaning.table import MEANINGS, Meaning, explain
     from qmpsnap.model.moments import Moment, MomentKind, MomentPart, Moments
+    from qmpsnap.model.pause import Pause
     from qmpsnap.model.record import IntentRecord, Member, MomentRecord, Origin
     from qmpsnap.model.running_qemu import OpenDisk, QmpSocket, RunningQemu, SocketState
     from qmpsnap.model.start import GuestMemory, Start
@@ -123,8 +124,8 @@ __all__ = [  # noqa: RUF022
     "Graph", "Disk", "Layer", "Filter", "Io", "Node", "InternalSnapshot",
     "Moments", "Moment", "MomentKind", "MomentPart", "Tree", "TreeImage", "TreeLine", "Owner",
     "MomentRecord", "IntentRecord", "Origin", "Member",
-    "KeptState", "Fingerprint", "Bitmap", "Job", "JobPlace", "JobStatus", "Status", "IoStatus", "Event",
-    "draw", "explain", "Meaning", "MEANINGS",
+    "KeptState", "Fingerprint", "Bitmap", "Job", "JobPlace", "JobStatus", "Status", "Pause", "IoStatus",
+    "Event", "draw", "explain", "Meaning", "MEANINGS",
     "QmpsnapError", "Changed",
     "Refused", "NotFound", "AmbiguousName", "NotInChain", "Busy", "TargetExists", "InvalidTarget",
     "FileMoved", "ImageInUse", "StillNeeded", "WouldLose", "Unsupported", "UnsafeImage", "BadArgument",
@@ -154,6 +155,7 @@ _HOMES = (
     "model.machine_description",
     "model.meaning.table",
     "model.moments",
+    "model.pause",
     "model.record",
     "model.running_qemu",
     "model.start",

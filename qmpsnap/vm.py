@@ -24,8 +24,10 @@ from qmpsnap.model.finding import Finding
 from qmpsnap.model.graph import Graph
 from qmpsnap.model.machine import Status
 from qmpsnap.model.moments import Moments
+from qmpsnap.model.pause import Pause
 from qmpsnap.model.start import Start
 from qmpsnap.model.view import DiskView
+from qmpsnap.pauses import why_paused
 from qmpsnap.plan.intent import (
     Checkpoint,
     Commit,
@@ -203,6 +205,20 @@ class VM:
         QAPI: query-status (run-state.json), query-migrate (migration.json).
         """
         return await guest_of(self._target).status()
+
+    async def why_paused(self, graph: Graph | None = None) -> Pause | None:
+        """Why the guest is not running, and what lets it run; None while it is running.
+
+        Args:
+            graph: The graph, if it has just been read: its disks' files are then named. None: it is read if
+                an I/O error has paused the guest.
+
+        Raises:
+            Unsupported: When there is no guest.
+
+        QAPI: query-status (run-state.json), query-migrate (migration.json), query-block (block-core.json).
+        """
+        return await why_paused(self._target, self.jobs, graph)
 
     @asynccontextmanager
     async def open(

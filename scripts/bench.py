@@ -19,7 +19,7 @@ from bench_clones import clones
 from bench_deletes import deletes
 from bench_disks import graphs, snapshots
 from bench_doctor import doctor
-from bench_itself import events, many, processes
+from bench_itself import events, listing, many, processes
 from bench_jobs import job_ends, jobs
 from bench_machines import Bench
 from bench_offline import offline
@@ -28,8 +28,8 @@ from bench_rows import HEADER
 from bench_trees import trees
 
 GROUPS = (
-    snapshots, deletes, checkpoints, clones, graphs, job_ends, jobs, backups, processes, many, events, trees,
-    offline, plugin, doctor,
+    snapshots, deletes, checkpoints, clones, graphs, job_ends, jobs, backups, processes, listing, many,
+    events, trees, offline, plugin, doctor,
 )  # fmt: skip
 
 

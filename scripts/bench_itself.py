@@ -6,6 +6,7 @@ import compileall
 import contextlib
 import gc
 import os
+import statistics
 import subprocess
 import sys
 import time
@@ -13,11 +14,11 @@ from pathlib import Path
 
 import anyio
 from bench_machines import MIB, Bench
-from bench_rows import Row, ratio
+from bench_rows import Row, ms, ratio
 
 import qmpsnap
 
-__all__ = ["events", "many", "processes"]
+__all__ = ["events", "listing", "many", "processes"]
 
 
 async def processes(bench: Bench):
@@ -49,6 +50,29 @@ async def processes(bench: Bench):
                 took[name].append(time.perf_counter() - started)
     yield ratio("import of qmpsnap.connect, against its packages", took["import"], took["library"], 1.2)
     yield ratio("qmpsnap chain, against its packages", took["chain"], took["command line"], 1.6)
+
+
+async def listing(bench: Bench):
+    """`qmpsnap ps` as a process, with machines that have a chain and two monitors each; in seconds."""
+    command = [Path(sys.executable).with_name("qmpsnap"), "ps", "--json"]
+    count, took = 20, []
+    with contextlib.ExitStack() as running:
+        for number in range(count):
+            directory = bench.fresh()
+            files = [directory / f"{layer}.qcow2" for layer in range(3)]
+            for layer, file in enumerate(files):
+                below = ["-b", files[layer - 1], "-F", "qcow2"] if layer else []
+                bench.image("create", "-q", "-f", "qcow2", *below, file, "64M")
+            other = f"unix:{directory}/other,server=on,wait=off"
+            running.enter_context(
+                bench.machine(directory, [files[-1]], "-qmp", other, "-name", f"vm{number}")
+            )
+        for _ in range(bench.runs):
+            started = time.perf_counter()
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+            took.append(time.perf_counter() - started)
+    seconds = statistics.median(took)
+    yield Row(f"qmpsnap ps, {count} machines", ms(seconds), "-", seconds, 0.5, "s")
 
 
 def resident() -> int:

@@ -146,10 +146,11 @@ async def test_every_public_result_spells_itself_as_json_and_is_tried_here() -> 
     ]
     parts = [*graph.disks["vda"].layers, *moments, *(part for moment in moments for part in moment.held)]
     tried = {type(result).__name__ for result in [*await results(), *parts]}
-    # Below, and in model/test_job_place.py, test_template.py, test_running_qemu.py and cli/test_explain.py.
+    # Below, and in model/test_job_place.py, test_template.py, test_running_qemu.py and test_pause.py, and in
+    # cli/test_explain.py.
     assert expected - tried == {
         "IntentRecord", "JobPlace", "Template", "Meaning",
-        "RunningQemu", "QmpSocket", "OpenDisk", "HostProcess",
+        "RunningQemu", "QmpSocket", "OpenDisk", "HostProcess", "Pause",
     }  # fmt: skip
 
 

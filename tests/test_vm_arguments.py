@@ -181,6 +181,7 @@ METHODS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
     "jobs.cancel": ({"job_id": "j"}, JOB),
     "jobs.set_speed": ({"job_id": "j", "speed": 0}, {**JOB, "speed": SPEED}),
     "jobs.progress": ({"job_id": "j"}, {"job_id": NAME, "interval": SECONDS}),
+    "why_paused": ({}, {"graph": (1, "x", Delete("old"))}),
     "jobs.interrupted": ({}, {"graph": (1, "x", Delete("old")), "live": FLAG}),
     "execute": (
         {"command": "stop"},

@@ -8,12 +8,13 @@ import click
 
 from qmpsnap.cli.app import verb
 from qmpsnap.cli.options import DISK
-from qmpsnap.cli.output import Row, chain_lines, emit, json_line, relative, table, to_stderr
+from qmpsnap.cli.output import Row, chain_lines, emit, json_line, relative, table, to_stderr, wrap
 from qmpsnap.cli.runner import current_app, run
 from qmpsnap.cli.signals import Signals
 from qmpsnap.model.disk_names import find_disk
 from qmpsnap.model.graph import Disk, Layer, draw
 from qmpsnap.model.hints import command
+from qmpsnap.model.pause import Pause
 from qmpsnap.model.printable import printable
 from qmpsnap.model.units import size
 from qmpsnap.vm import VM
@@ -35,14 +36,15 @@ def chain(disk: str | None) -> None:
     DISK is a qdev id, a QOM path, a drive id, a node name or a file.
     """
 
-    async def work(vm: VM, _: Signals) -> tuple[list[Disk], dict[str, str], tuple[str, ...]]:
+    async def work(vm: VM, _: Signals) -> tuple[list[Disk], dict[str, str], tuple[str, ...], Pause | None]:
         graph = await vm.graph()
         disks = list(graph.disks.values()) if disk is None else [find_disk(graph, disk)]
         records = await vm.jobs.interrupted(graph, live=True)
         invalid = {file: record.id for record in records for file in record.invalid}
-        return disks, invalid, vm.warnings
+        pause = None if current_app().images else await vm.why_paused(graph)
+        return disks, invalid, vm.warnings, pause
 
-    disks, invalid, warnings = run(work, looks=True)
+    disks, invalid, warnings, pause = run(work, looks=True)
     to_stderr(*(f"warning: {printable(warning)}" for warning in warnings))
     for entry in disks:
         if len(entry.layers) > _LONG:
@@ -54,7 +56,8 @@ def chain(disk: str | None) -> None:
     if current_app().json:
         emit(json_line(disks=[disk.to_json(invalid=invalid) for disk in disks], warnings=list(warnings)))
     else:
-        emit(*(line for disk in disks for line in _text(disk, invalid)) if disks else ["no disks"])
+        first = wrap(f"not running ({pause.state}): {pause.cause}") if pause is not None else []
+        emit(*first, *(line for disk in disks for line in _text(disk, invalid)) if disks else ["no disks"])
 
 
 def _text(disk: Disk, invalid: Mapping[str, str]) -> list[str]:

@@ -9,11 +9,11 @@ import click
 
 from qmpsnap.cli.app import verb
 from qmpsnap.cli.options import dry_run
-from qmpsnap.cli.output import emit, json_line
+from qmpsnap.cli.output import emit, json_line, wrap
 from qmpsnap.cli.runner import current_app, run, show_steps
 from qmpsnap.cli.signals import Signals
-from qmpsnap.errors import Refused
 from qmpsnap.model.machine import Status
+from qmpsnap.model.pause import Pause
 from qmpsnap.model.printable import printable
 from qmpsnap.run.outcome import Done
 from qmpsnap.vm import VM
@@ -28,27 +28,20 @@ def status() -> None:
     The first word is QEMU's run state: running, paused, io-error, postmigrate and so on.
     """
 
-    async def work(vm: VM, _: Signals) -> tuple[Status, Refused | None]:
-        machine_status = await vm.status()
-        if machine_status.running or current_app().json:
-            return machine_status, None
-        try:
-            await vm.check_cont()
-        except Refused as error:
-            return machine_status, error
-        return machine_status, None
+    async def work(vm: VM, _: Signals) -> tuple[Status, Pause | None]:
+        return await vm.status(), await vm.why_paused()
 
-    machine_status, refusal = run(work)
+    machine_status, pause = run(work)
     if current_app().json:
-        emit(json_line(**machine_status.to_json()))
+        pause_json = pause.to_json() if pause is not None else None
+        emit(json_line(**machine_status.to_json(), pause=pause_json))
         return
     lines = [machine_status.state]
     if machine_status.migration != "none":
         lines.append(f"migration: {printable(machine_status.migration)}")
-    if refusal is not None:
-        lines += [printable(refusal.message), f"  next: {printable(refusal.hint)}"]
-    elif not machine_status.running:
-        lines.append("  next: qmpsnap cont resumes it")
+    if pause is not None:
+        lines += wrap(pause.cause, more="")
+        lines += wrap(f"next: {pause.advice}", indent="  ", more="  ") if pause.advice else []
     emit(*lines)
 
 

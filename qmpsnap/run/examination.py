@@ -11,8 +11,6 @@ from msgspec.structs import replace
 
 from qmpsnap.errors import Busy, Refused
 from qmpsnap.model.arguments import Text, check
-from qmpsnap.model.block_replies import BlockInfo
-from qmpsnap.model.disk_names import disk_names
 from qmpsnap.model.files import Files
 from qmpsnap.model.finding import Finding
 from qmpsnap.model.frozen import Frozen
@@ -20,7 +18,6 @@ from qmpsnap.model.graph import Graph
 from qmpsnap.model.job import Job
 from qmpsnap.model.machine import Status
 from qmpsnap.model.moments import Moments
-from qmpsnap.model.qapi import read
 from qmpsnap.model.record import IntentRecord
 from qmpsnap.plan.diagnosis import rules
 from qmpsnap.plan.diagnosis.facts import Broken, Facts
@@ -30,6 +27,7 @@ from qmpsnap.run.examined_files import ExaminedFiles, examine_files, other_write
 from qmpsnap.run.examined_images import damages, follow_broken
 from qmpsnap.run.examined_monitor import examine_monitor
 from qmpsnap.run.freezing import is_frozen
+from qmpsnap.run.io_errors import failed_disks
 from qmpsnap.run.planning import Planning
 from qmpsnap.run.target import Target
 from qmpsnap.run.unopened import UnopenedTarget
@@ -121,21 +119,8 @@ async def _status(target: Target) -> Status | None:
 
 
 async def _io_status(target: Target, status: Status | None) -> Frozen[str, str]:
-    """Which disks a request failed on; asked only of a guest that is paused by that. QAPI: query-block."""
-    if status is None or status.state != "io-error":
-        return Frozen()
-    entries = read(list[BlockInfo], await target.execute("query-block"), "query-block")
-    devices = [entry for entry in entries if entry.device or entry.qdev]
-    names = disk_names(
-        [(entry.qdev, entry.device, entry.inserted.node_name if entry.inserted else "") for entry in devices]
-    )
-    return Frozen(
-        {
-            name: entry.io_status
-            for name, entry in zip(names, devices, strict=True)
-            if entry.io_status not in {"", "ok"}
-        }
-    )
+    """Which disks a request failed on; asked only of a guest that is paused by that."""
+    return await failed_disks(target) if status is not None and status.state == "io-error" else Frozen()
 
 
 async def _vanished(
