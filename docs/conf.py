@@ -23,5 +23,6 @@ napoleon_use_rtype = False
 # Names of the standard library and of other packages have no page here.
 nitpick_ignore_regex = [
     ("py:.*", r"(?!qmpsnap).*"),
-    ("py:class", r"qmpsnap\.(one_machine|plan|run|model\.step)\..*"),  # internal, like steps
+    # Internal, like steps.
+    ("py:class", r"qmpsnap\.(one_machine|plan|run|model\.step|model\.picture\.boxes)\..*"),
 ]

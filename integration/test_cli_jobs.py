@@ -82,6 +82,8 @@ def test_a_second_ctrl_c_leaves_the_job_and_job_wait_ends_it(vda, leftovers):
     assert (ended.code, ended.out) == (130, f"{job}\n")
     listed = cli("--json", "jobs").json
     assert [one["id"] for one in (*listed["jobs"], *listed["interrupted"])] == [job]
+    if listed["jobs"]:  # else QEMU has dropped the job
+        assert f">{job}</text>" in cli("chain", "--format", "svg").out
     cli("job", "speed", job, "0")
     last = cli("--json", "job", "wait", job)
     # QEMU may drop a command that it had not read when its client left, so the job may have gone on.

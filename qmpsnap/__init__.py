@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     from qmpsnap.model.meaning.table import MEANINGS, Meaning, explain
     from qmpsnap.model.moments import Moment, MomentKind, MomentPart, Moments
     from qmpsnap.model.pause import Pause
+    from qmpsnap.model.picture.picture import Picture, PictureFormat
     from qmpsnap.model.record import IntentRecord, Member, MomentRecord, Origin
     from qmpsnap.model.running_qemu import OpenDisk, QmpSocket, RunningQemu, SocketState
     from qmpsnap.model.start import GuestMemory, Start
@@ -125,7 +126,7 @@ __all__ = [  # noqa: RUF022
     "Moments", "Moment", "MomentKind", "MomentPart", "Tree", "TreeImage", "TreeLine", "Owner",
     "MomentRecord", "IntentRecord", "Origin", "Member",
     "KeptState", "Fingerprint", "Bitmap", "Job", "JobPlace", "JobStatus", "Status", "Pause", "IoStatus",
-    "Event", "draw", "explain", "Meaning", "MEANINGS",
+    "Event", "draw", "Picture", "PictureFormat", "explain", "Meaning", "MEANINGS",
     "QmpsnapError", "Changed",
     "Refused", "NotFound", "AmbiguousName", "NotInChain", "Busy", "TargetExists", "InvalidTarget",
     "FileMoved", "ImageInUse", "StillNeeded", "WouldLose", "Unsupported", "UnsafeImage", "BadArgument",
@@ -156,6 +157,7 @@ _HOMES = (
     "model.meaning.table",
     "model.moments",
     "model.pause",
+    "model.picture.picture",
     "model.record",
     "model.running_qemu",
     "model.start",

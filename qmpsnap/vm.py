@@ -20,11 +20,14 @@ from qmpsnap.fork import Children, fork
 from qmpsnap.helper import choose_launcher
 from qmpsnap.jobs import Jobs
 from qmpsnap.model.arguments import AtLeastOne, NewName, Speed, Text, check, refuse, texts
+from qmpsnap.model.disk_names import find_disk
 from qmpsnap.model.finding import Finding
 from qmpsnap.model.graph import Graph
 from qmpsnap.model.machine import Status
 from qmpsnap.model.moments import Moments
 from qmpsnap.model.pause import Pause
+from qmpsnap.model.picture.live import picture_of_machine
+from qmpsnap.model.picture.picture import Picture
 from qmpsnap.model.start import Start
 from qmpsnap.model.view import DiskView
 from qmpsnap.pauses import why_paused
@@ -134,6 +137,28 @@ class VM:
         QAPI: query-block, query-blockstats, query-named-block-nodes (block-core.json).
         """
         return await self._planning.graph()
+
+    async def picture(self, disks: Sequence[str] = ()) -> Picture:
+        """A picture of the disks as they are now, with filters, jobs, and layers that a commit wrote into.
+
+        Args:
+            disks: The disks to show, by any of their names; none: all, and the jobs of no known disk.
+
+        Raises:
+            BadArgument: When `disks` is not a sequence of names.
+            NotFound, AmbiguousName: When a name is that of no disk, or of several.
+            TargetError: When QEMU does not answer within the session's reply limit.
+
+        QAPI: as for `graph()` and `jobs.places()`.
+        """
+        names = texts("disks", disks)
+        graph = await self.graph()
+        chosen = [find_disk(graph, disk).name for disk in names]
+        jobs = await self.jobs.list()
+        places = await self.jobs.places() if jobs else {}
+        records = await self.jobs.interrupted(graph, live=True)
+        invalid = [file for record in records for file in record.invalid]
+        return picture_of_machine(graph, jobs, places, invalid=invalid, disks=chosen)
 
     @property
     def warnings(self) -> tuple[str, ...]:

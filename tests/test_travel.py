@@ -128,6 +128,7 @@ WITHOUT_JSON = {  # no results, or strings
     "VM", "Group", "Jobs", "Hooks", "Stage", "JobStatus", "IoStatus", "Changed", "Start", "GuestMemory",
     "Machine", "MachineDisk", "Nic", "LaunchedVM", "Console", "Port", "Child", "Children",
     "SocketState",
+    "Picture",
 }  # fmt: skip
 
 

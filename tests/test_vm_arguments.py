@@ -163,6 +163,7 @@ METHODS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
         {"directory": PATH, "disks": NAMES, "speed": SPEED, "hooks": HOOKS},
     ),
     "plan_backup": ({"directory": "/b"}, {"directory": PATH, "disks": NAMES}),
+    "picture": ({}, {"disks": NAMES}),
     "views": ({"name": "old"}, {"name": MOMENT, "disks": NAMES}),
     "reverted": (
         {"name": "old", "launcher": print},

@@ -81,6 +81,7 @@ class App:
         record: File to create with every QMP message; None for no file.
         launcher: Command that starts another QEMU of the machine; None when none is known.
         dry_run: Whether to print the plan only.
+        picture: The format in which that prints a picture of the chains; "": it prints the plan as text.
         wait: Whether to wait for jobs that are in the way.
         progress: Whether to print progress on stderr.
         moved: Disks whose root has moved so far, each with its new active file.
@@ -100,6 +101,7 @@ class App:
     record: str | None = None
     launcher: str | None = None
     dry_run: bool = False
+    picture: str = ""
     wait: bool = False
     progress: bool = False
     moved: Mapping[str, str] = field(default_factory=dict)

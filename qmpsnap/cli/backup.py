@@ -9,6 +9,7 @@ from qmpsnap.backup import BackedUp
 from qmpsnap.cli.app import Group, Verb, verb
 from qmpsnap.cli.options import DISK, FILE, SPEED, dry_run, progress
 from qmpsnap.cli.output import Row, emit, json_line, local, table
+from qmpsnap.cli.picture import of_plan
 from qmpsnap.cli.progress import reporter
 from qmpsnap.cli.runner import current_app, hooks, run, run_alone, show_done, show_plan
 from qmpsnap.cli.signals import Signals
@@ -61,6 +62,7 @@ def _add(function: Verb) -> Verb:
 )
 @progress
 @dry_run
+@of_plan
 def take(directory: str, disks: tuple[str, ...], speed: int) -> None:
     """Copy disks into DIR as of one instant, while the guest keeps running, or with the machine off.
 

@@ -9,12 +9,14 @@ import click
 from qmpsnap.cli.app import verb
 from qmpsnap.cli.options import DISK
 from qmpsnap.cli.output import Row, chain_lines, emit, json_line, relative, table, to_stderr, wrap
+from qmpsnap.cli.picture import drawn, emit_picture, is_picture
 from qmpsnap.cli.runner import current_app, run
 from qmpsnap.cli.signals import Signals
 from qmpsnap.model.disk_names import find_disk
 from qmpsnap.model.graph import Disk, Layer, draw
 from qmpsnap.model.hints import command
 from qmpsnap.model.pause import Pause
+from qmpsnap.model.picture.picture import Picture
 from qmpsnap.model.printable import printable
 from qmpsnap.model.units import size
 from qmpsnap.vm import VM
@@ -30,11 +32,17 @@ _RIGHT = ("SIZE", "ALLOCATED")
     short_help="Show each disk's layers, files and snapshots.",
 )
 @click.argument("disk", type=DISK, required=False)
-def chain(disk: str | None) -> None:
+@drawn
+def chain(disk: str | None, form: str) -> None:
     """Show the layers of each disk, or of DISK, the active one first.
 
     DISK is a qdev id, a QOM path, a drive id, a node name or a file.
+
+    A picture (--format) also shows jobs, and where filters are. Of a long chain it shows both ends.
     """
+    if is_picture(current_app(), form):
+        _show_picture(disk, form)
+        return
 
     async def work(vm: VM, _: Signals) -> tuple[list[Disk], dict[str, str], tuple[str, ...], Pause | None]:
         graph = await vm.graph()
@@ -58,6 +66,15 @@ def chain(disk: str | None) -> None:
     else:
         first = wrap(f"not running ({pause.state}): {pause.cause}") if pause is not None else []
         emit(*first, *(line for disk in disks for line in _text(disk, invalid)) if disks else ["no disks"])
+
+
+def _show_picture(disk: str | None, form: str) -> None:
+    async def work(vm: VM, _: Signals) -> tuple[Picture, tuple[str, ...]]:
+        return await vm.picture([] if disk is None else [disk]), vm.warnings
+
+    picture, warnings = run(work, looks=True)
+    to_stderr(*(f"warning: {printable(warning)}" for warning in warnings))
+    emit_picture(picture, form)
 
 
 def _text(disk: Disk, invalid: Mapping[str, str]) -> list[str]:

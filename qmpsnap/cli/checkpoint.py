@@ -6,6 +6,7 @@ import click
 
 from qmpsnap.cli.app import verb
 from qmpsnap.cli.options import DISK, FILE, dry_run, plain, progress, via, wait
+from qmpsnap.cli.picture import of_plan
 from qmpsnap.cli.runner import change, current_app
 from qmpsnap.plan.intent import Checkpoint, MakeStore, Mode, Via
 from qmpsnap.plan.plan import Plan
@@ -51,6 +52,7 @@ from qmpsnap.vm import VM
 @progress
 @plain
 @dry_run
+@of_plan
 def checkpoint(
     name: str,
     *,

@@ -8,6 +8,7 @@ import click
 
 from qmpsnap.cli.app import verb
 from qmpsnap.cli.options import MOMENT, dry_run, keep_files, look_further, progress, via, wait
+from qmpsnap.cli.picture import of_plan
 from qmpsnap.cli.runner import change
 from qmpsnap.plan.intent import Delete
 
@@ -24,6 +25,7 @@ from qmpsnap.plan.intent import Delete
 @progress
 @wait
 @dry_run
+@of_plan
 def delete(**fields: Any) -> None:  # noqa: ANN401 - the intent checks its fields
     """Delete the snapshot or checkpoint NAME, while the guest runs or with the machine off.
 

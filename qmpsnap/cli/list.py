@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import posixpath
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 from qmpsnap.cli.app import verb
 from qmpsnap.cli.output import Row, emit, json_line, local, relative, table, to_stderr
+from qmpsnap.cli.picture import drawn, emit_picture, is_picture
 from qmpsnap.cli.runner import current_app, run
 from qmpsnap.cli.signals import Signals
 from qmpsnap.model.hints import quoted
 from qmpsnap.model.moments import Moment, Moments
 from qmpsnap.model.printable import printable
-from qmpsnap.model.tree import Tree, TreeImage, TreeLine
+from qmpsnap.model.tree import Tree, TreeLine
 from qmpsnap.model.units import size
 from qmpsnap.vm import VM
 
@@ -28,7 +28,8 @@ _TREE = ("HOLDS", "ALLOCATED", "FILE")
     example="qmpsnap -s /run/vm1/qmp.sock list",
     short_help="List snapshots and checkpoints, external and internal.",
 )
-def list_() -> None:
+@drawn
+def list_(form: str) -> None:
     """List the snapshots and checkpoints of the disks, the oldest first, and draw the tree of their images.
 
     In the tree each image is below the one by which it is backed, with the snapshots that it holds; branches
@@ -38,7 +39,10 @@ def list_() -> None:
     Times are local; with --json they are UTC. OVERLAYS is the space that the overlays of a snapshot
     take on the host. VM STATE is the space of its VM state, in an image or in a separate file. MODE tells
     how an external checkpoint was taken, which decides how to revert to it.
+
+    A picture (--format) shows the tree of images only.
     """
+    picture = is_picture(current_app(), form)
 
     async def work(vm: VM, _: Signals) -> tuple[Moments, tuple[str, ...]]:
         return await vm.moments(), vm.warnings
@@ -51,6 +55,9 @@ def list_() -> None:
     if current_app().json:
         moments = [{**moment.to_json(), **_state_json(moment)} for moment in listing.moments]
         emit(json_line(**{**listing.to_json(), "moments": moments, "warnings": list(warnings)}))
+        return
+    if picture:
+        emit_picture(listing.tree.picture(), form)
         return
     lines = (
         table(_HEADER, (_row(moment, listing.tree) for moment in listing.moments), right=_RIGHT, indent="")
@@ -142,23 +149,5 @@ def _tree_row(line: TreeLine, place: str) -> Row:
     names = ", ".join((*image.holds, *([here] if here else [])))
     inside = place and posixpath.dirname(image.file) == place
     file = posixpath.basename(image.file) if inside else relative(image.file)
-    marks = " ".join(f"({mark})" for mark in _marks(image))
+    marks = " ".join(f"({mark})" for mark in image.marks)
     return Row((f"{line.stem} {names}".rstrip(), size(image.allocated), f"{file} {marks}".rstrip()))
-
-
-def _marks(image: TreeImage) -> Iterator[str]:
-    if image.missing:
-        yield "MISSING"
-    if image.invalid:
-        yield "INVALID"
-    if image.inside:
-        yield f"inside: {', '.join(image.inside)}"
-    if image.holds_deleted:
-        yield f"deleted: {', '.join(image.holds_deleted)}"
-    if image.shows:
-        yield image.shows
-    elif image.owner == "other":
-        names = f": {', '.join(image.holds_other)}" if image.holds_other else ""
-        yield f"another machine's, or left{names}"
-    elif image.owner == "unknown" and not image.invalid:
-        yield "in no record"

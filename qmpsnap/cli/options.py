@@ -12,6 +12,7 @@ import click
 from qmpsnap.cli import candidates
 from qmpsnap.cli.app import remember
 from qmpsnap.cli.machine_names import is_word
+from qmpsnap.cli.picture import of_plan
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -146,6 +147,7 @@ def job_options(function: Callable[..., None]) -> Callable[..., None]:
     """Add the options of every verb that runs a job."""
     for option in (
         dry_run,
+        of_plan,
         wait,
         progress,
         plain,

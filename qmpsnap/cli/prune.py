@@ -8,6 +8,7 @@ import click
 
 from qmpsnap.cli.app import verb
 from qmpsnap.cli.options import DISK, dry_run, keep_files, look_further, progress, wait
+from qmpsnap.cli.picture import of_plan
 from qmpsnap.cli.runner import change
 from qmpsnap.plan.intent import Prune
 
@@ -39,6 +40,7 @@ from qmpsnap.plan.intent import Prune
 @progress
 @wait
 @dry_run
+@of_plan
 def prune(**fields: Any) -> None:  # noqa: ANN401 - the intent checks its fields
     """Delete external snapshots and checkpoints by a rule, and copy as few bytes as possible.
 

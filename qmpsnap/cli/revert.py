@@ -8,6 +8,7 @@ import click
 
 from qmpsnap.cli.app import verb
 from qmpsnap.cli.options import DISK, MOMENT, dry_run, via, wait
+from qmpsnap.cli.picture import of_plan
 from qmpsnap.cli.runner import change, command
 from qmpsnap.model.printable import printable
 from qmpsnap.plan.intent import Revert, Via
@@ -45,6 +46,7 @@ from qmpsnap.run.outcome import Done
 )
 @wait
 @dry_run
+@of_plan
 def revert(
     name: str,
     *,

@@ -16,6 +16,7 @@ from qmpsnap.cli.app import App
 from qmpsnap.cli.logs import configure
 from qmpsnap.cli.machine import opened, words
 from qmpsnap.cli.output import emit, json_line
+from qmpsnap.cli.picture import check_picture, emit_picture
 from qmpsnap.cli.progress import Bar, Lines, reporter
 from qmpsnap.cli.result import result_lines
 from qmpsnap.cli.signals import Signals
@@ -54,6 +55,7 @@ def run(
         QmpsnapError: Whatever the work raises.
     """
     app = current_app()
+    check_picture(app)
     machine = opened(app, looks=looks, greeting_limit=greeting_limit)
 
     async def connected(signals: Signals) -> T:
@@ -167,8 +169,12 @@ NextStep = tuple[str, Mapping[str, object], str]
 
 
 def show_plan(plan: Plan, *then: NextStep) -> None:
-    """Print a plan that was not run, and the steps that would follow it."""
-    if current_app().json:
+    """Print a plan that was not run, and the steps that would follow it; or a picture of its chains."""
+    app = current_app()
+    if app.picture:
+        emit_picture(plan.picture(), app.picture)
+        return
+    if app.json:
         printed = plan.to_json()
         if then:
             printed["then"] = _steps_json(then)

@@ -8,6 +8,7 @@ import click
 
 from qmpsnap.cli.app import verb
 from qmpsnap.cli.options import DISK, FILE, dry_run, plain, wait
+from qmpsnap.cli.picture import of_plan
 from qmpsnap.cli.runner import change
 from qmpsnap.plan.intent import Snapshot
 
@@ -41,6 +42,7 @@ from qmpsnap.plan.intent import Snapshot
 @wait
 @plain
 @dry_run
+@of_plan
 def snapshot(
     name: str | None, disks: tuple[str, ...], *, use_existing: bool, internal: bool, plain: bool
 ) -> None:

@@ -11,6 +11,9 @@ from functools import cached_property
 from msgspec import Struct
 
 from qmpsnap.model.frozen import Frozen, JsonStruct
+from qmpsnap.model.picture.boxes import Box, Kind, Panel, base_name, named, stacked
+from qmpsnap.model.picture.picture import Picture
+from qmpsnap.model.units import size
 
 # Drivers that pass data through: a node of one of these is no image.
 FILTER_DRIVERS = frozenset({
@@ -179,6 +182,24 @@ class Layer(Struct, frozen=True):
             "bitmaps": [bitmap.to_json() for bitmap in self.bitmaps if bitmap.name],
         }
 
+    def box(self, *, active: str, invalid: bool) -> Box:
+        """The layer in a picture.
+
+        Args:
+            active: What it says of the active layer; "" for another one.
+            invalid: Whether it no longer holds its moment.
+        """
+        lines = (
+            *((active,) if active else ()),
+            f"{self.format}, {size(self.virtual_size)}, {size(self.allocated)} allocated",
+            *((f"node {self.node}",) if self.node else ()),
+            *named("inside", [snapshot.name for snapshot in self.snapshots]),
+            *named("bitmaps", [bitmap.name for bitmap in self.bitmaps if bitmap.name]),
+            *(("INVALID: a commit wrote into it",) if invalid else ()),
+        )
+        kind: Kind = "bad" if invalid else "active" if active else "layer"
+        return Box(self.file, base_name(self.file), lines, kind, full=self.file)
+
 
 class Filter(Struct, frozen=True):
     """A filter node above or between the layers of a disk.
@@ -188,16 +209,22 @@ class Filter(Struct, frozen=True):
         driver: QEMU's driver name.
         group: A throttle's group, if QEMU reports it.
         io: How it was opened; the file below may have been opened otherwise.
+        under: node-name of the layer right above it; "" where no layer is above it.
     """
 
     node: str
     driver: str
     group: str = ""
     io: Io = Io()
+    under: str = ""
 
     def to_json(self) -> dict[str, object]:
         """The filter as `chain --json` prints it."""
         return {"node": self.node, "driver": self.driver}
+
+    def box(self) -> Box:
+        """The filter in a picture."""
+        return Box(f"filter {self.node}", self.node, (self.driver,), "filter")
 
 
 class Disk(Struct, frozen=True, dict=True):
@@ -259,6 +286,22 @@ class Disk(Struct, frozen=True, dict=True):
             "filters": [node.to_json() for node in self.filters],
         }
 
+    def panel(self, *, invalid: Collection[str] = ()) -> Panel:
+        """The disk in a picture: its filters and layers, the root at the top.
+
+        Args:
+            invalid: Files that no longer hold their moment.
+        """
+        boxes = [node.box() for node in self.filters if not node.under]
+        for layer in self.layers:
+            active = (
+                "" if layer is not self.active else "read-only disk" if self.read_only else "active layer"
+            )
+            boxes.append(layer.box(active=active, invalid=layer.file in invalid))
+            boxes += [node.box() for node in self.filters if node.under and node.under == layer.node]
+        empty = Box("", "(empty)", kind="more")
+        return Panel(self.name, tuple(boxes) or (empty,), stacked(boxes))
+
 
 class Graph(Struct, frozen=True):
     """All disks of a machine, and every node that QEMU has.
@@ -295,6 +338,18 @@ class Graph(Struct, frozen=True):
         """Files of each disk's chain, active first; of all disks when none is named."""
         return {name: self.disks[name].files for name in (names or self.disks) if name in self.disks}
 
+    def picture(self, *, invalid: Collection[str] = ()) -> Picture:
+        """The disks with their chains and filters; `VM.picture()` shows the jobs, too.
+
+        Args:
+            invalid: Files that no longer hold their moment.
+        """
+        panels = tuple(disk.panel(invalid=invalid) for disk in self.disks.values())
+        return Picture(summary(self.chains()), (panels,))
+
+    def _repr_svg_(self) -> str:
+        return self.picture().render("svg")
+
     def to_json(self, *, invalid: Collection[str] = ()) -> dict[str, object]:
         """The disks as `chain --json` prints them.
 
@@ -302,6 +357,22 @@ class Graph(Struct, frozen=True):
             invalid: Files that no longer hold their moment, from `VM.jobs.interrupted(live=True)`.
         """
         return {"disks": [disk.to_json(invalid=invalid) for disk in self.disks.values()]}
+
+
+def summary(chains: Mapping[str, tuple[str, ...]]) -> str:
+    """The chains in words: `vda: 2 layers, the active one is sn1.qcow2`; the title of a picture."""
+    return "; ".join(map(_counted, chains, chains.values())) or "no disks"
+
+
+def _counted(disk: str, files: tuple[str, ...]) -> str:
+    match files:
+        case ():
+            return f"{disk}: empty"
+        case (active,):
+            return f"{disk}: one layer, {base_name(active)}"
+        case (active, *_):
+            return f"{disk}: {len(files)} layers, the active one is {base_name(active)}"
+    raise AssertionError(files)
 
 
 def draw(files: tuple[str, ...]) -> str:

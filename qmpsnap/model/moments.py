@@ -14,6 +14,7 @@ from qmpsnap.model.frozen import Frozen, JsonStruct
 from qmpsnap.model.graph import Disk, Graph
 from qmpsnap.model.memory import MemoryFact
 from qmpsnap.model.names import is_device_path, stem
+from qmpsnap.model.picture.html import image, table
 from qmpsnap.model.record import IntentRecord, Member, MomentRecord, Record
 from qmpsnap.model.tree import Tree
 
@@ -139,6 +140,10 @@ class Moments(Struct, frozen=True):
     def named(self, name: str) -> tuple[Moment, ...]:
         """The moments of that name: one, or one of each kind, or none."""
         return tuple(moment for moment in self.moments if moment.name == name)
+
+    def _repr_html_(self) -> str:
+        rows = [(one.name, one.kind, one.created, one.mode, ", ".join(one.disks)) for one in self.moments]
+        return table(("name", "kind", "taken", "VM state", "disks"), rows) + image(self.tree.picture())
 
     def to_json(self) -> dict[str, object]:
         """All as `list --json` prints it."""

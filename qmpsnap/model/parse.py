@@ -238,7 +238,8 @@ class _Join(Struct, frozen=True):
                 raise GraphMoved(stats.node_name)
             entry = entries[node.name]
             if node.driver in FILTER_DRIVERS:
-                filters.append(Filter(node.name, node.driver, _group(entry), _io(entry, entry)))
+                above = layers[-1].node if layers else ""
+                filters.append(Filter(node.name, node.driver, _group(entry), _io(entry, entry), above))
             else:
                 layer = _layer(node, entry, paths.get(node.file))
                 inner = _inner(node.name, entries, under)

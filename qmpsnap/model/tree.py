@@ -8,6 +8,9 @@ from typing import Literal
 
 from qmpsnap.model.frozen import JsonStruct
 from qmpsnap.model.names import is_invalid_name
+from qmpsnap.model.picture.boxes import Box, Edge, Kind, Panel, base_name, named
+from qmpsnap.model.picture.picture import Picture
+from qmpsnap.model.units import size
 
 Owner = Literal["machine", "other", "unknown"]
 """Owner of an image.
@@ -60,6 +63,51 @@ class TreeImage(JsonStruct, frozen=True):
     holds_other: tuple[str, ...] = ()
     holds_deleted: tuple[str, ...] = ()
     shows: str = ""
+
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """What `list` says of it beside its name: MISSING, INVALID, snapshots inside it, whose it is."""
+        return tuple(self._marks())
+
+    def _marks(self) -> Iterator[str]:
+        if self.missing:
+            yield "MISSING"
+        if self.invalid:
+            yield "INVALID"
+        if self.inside:
+            yield f"inside: {', '.join(self.inside)}"
+        if self.holds_deleted:
+            yield f"deleted: {', '.join(self.holds_deleted)}"
+        if self.shows:
+            yield self.shows
+        elif self.owner == "other":
+            names = f": {', '.join(self.holds_other)}" if self.holds_other else ""
+            yield f"another machine's, or left{names}"
+        elif self.owner == "unknown" and not self.invalid:
+            yield "in no record"
+
+    def box(self, lane: int) -> Box:
+        """The image in a picture.
+
+        Args:
+            lane: How far it is indented.
+        """
+        size_known = self.virtual_size is not None and self.format
+        lines = (
+            *((f"active layer of {', '.join(self.disks)}",) if self.active else ()),
+            *named("holds", self.holds),
+            *(
+                (f"{self.format}, {size(self.virtual_size)}, {size(self.allocated)} allocated",)
+                if size_known
+                else ()
+            ),
+            *self.marks,
+        )
+        bad = self.missing or self.invalid
+        kind: Kind = (
+            "bad" if bad else "active" if self.active else "layer" if self.owner == "machine" else "gone"
+        )
+        return Box(self.file, base_name(self.file), lines, kind, lane, self.file)
 
 
 class TreeLine(JsonStruct, frozen=True):
@@ -120,6 +168,38 @@ class Tree(JsonStruct, frozen=True, dict=True):
         own = self.at(file)
         images = (*((own,) if own is not None else ()), *self.above(file))
         return tuple(sorted({name for image in images for name in image.holds}))
+
+    def picture(self) -> Picture:
+        """The trees side by side, each with its base image at the bottom; branches are indented."""
+        panels: list[Panel] = []
+        boxes: list[Box] = []
+        edges: list[Edge] = []
+        for line in (*self.drawn(), None):
+            image = line.image if line is not None else None
+            root = line is None or (image is not None and image.backing not in self._by_file)
+            if root and boxes:
+                disks = self._by_file[boxes[0].key].disks
+                panels.append(
+                    Panel(", ".join(disks) or "images", tuple(reversed(boxes)), tuple(reversed(edges)))
+                )
+                boxes, edges = [], []
+            if line is None:
+                break
+            lane = line.stem.count("|")
+            if image is not None:
+                boxes.append(image.box(lane))
+                edges += [Edge(image.file, image.backing or "")] if not root else []
+            else:
+                below = next(box.key for box in reversed(boxes) if box.lane == lane - 1)
+                more = Box(
+                    f"more {below}", f"{line.hidden} more of other machines, or left", (), "more", lane
+                )
+                boxes.append(more)
+                edges.append(Edge(more.key, below))
+        return Picture(f"tree of {len(self.images)} images", (tuple(panels),))
+
+    def _repr_svg_(self) -> str:
+        return self.picture().render("svg")
 
     def drawn(self, *, others: int = 3) -> tuple[TreeLine, ...]:
         """The lines of the tree, in ASCII: the base image first, and the active layer straight below it.

@@ -9,12 +9,15 @@ from dataclasses import dataclass, field
 
 from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.graph import Chains, Graph, draw
+from qmpsnap.model.picture.html import image, text
+from qmpsnap.model.picture.picture import Picture
 from qmpsnap.model.printable import printable
 from qmpsnap.model.record import IntentRecord
 from qmpsnap.model.step import Stage, Step, start_of
 from qmpsnap.plan.commands.records import record_of
 from qmpsnap.plan.effect import apply_all
 from qmpsnap.plan.intent import Intent
+from qmpsnap.plan.picture import picture_of_change
 
 NOTHING_TO_DELETE = "nothing to delete"
 _SAVES = frozenset({"migrate", "snapshot-save", "savevm"})
@@ -178,16 +181,38 @@ class Plan:
         adopted = [record.target for step in self.resumes if (record := record_of(step))]
         return tuple(file for file in dict.fromkeys((*started, *adopted)) if file.startswith("/"))
 
+    def picture(self) -> Picture:
+        """The chains before and after, with those of `then`."""
+        last = self.parts[-1]
+        return picture_of_change(
+            self._all_before,
+            self._all_after,
+            graph_before=self.before,
+            graph_after=last.after,
+            invalid=[file for part in self.parts for file in part.invalid],
+            prepared=self.prepared,
+        )
+
+    def _repr_svg_(self) -> str:
+        return self.picture().render("svg")
+
+    def _repr_html_(self) -> str:
+        return image(self.picture()) + text(str(self))
+
+    @property
+    def _all_before(self) -> Chains:
+        return {disk: files for part in reversed(self.parts) for disk, files in part.chains_before.items()}
+
+    @property
+    def _all_after(self) -> Chains:
+        return {disk: files for part in self.parts for disk, files in part.chains_after.items()}
+
     def to_json(self) -> dict[str, object]:
         """The plan as `-n --json` prints it."""
         return {
             "steps": [step.to_json() for part in self.parts for step in part.steps],
-            "before": {
-                disk: list(files)
-                for part in reversed(self.parts)
-                for disk, files in part.chains_before.items()
-            },
-            "after": {disk: list(files) for part in self.parts for disk, files in part.chains_after.items()},
+            "before": {disk: list(files) for disk, files in self._all_before.items()},
+            "after": {disk: list(files) for disk, files in self._all_after.items()},
             "invalid": [file for part in self.parts for file in part.invalid],
             "deleted": [name for part in self.parts for name in part.deleted],
             "notes": [note for part in self.parts for note in part.notes],

@@ -15,8 +15,11 @@ from qmpsnap.model.graph import Chains, Disk, Graph, Layer, draw
 from qmpsnap.model.header import backing_path
 from qmpsnap.model.hints import frees
 from qmpsnap.model.names import is_kept_inside
+from qmpsnap.model.picture.html import image, table
+from qmpsnap.model.picture.picture import Picture
 from qmpsnap.model.step import DropNode, Inside, Step
 from qmpsnap.plan.effect import overlays
+from qmpsnap.plan.picture import picture_of_chains
 from qmpsnap.plan.plan import Plan
 from qmpsnap.run.target import Progress
 
@@ -65,6 +68,21 @@ class Done:
     prepared: Mapping[str, str] = field(default_factory=Frozen)
     memory: str = ""
     deleted: tuple[str, ...] = ()
+
+    def picture(self) -> Picture:
+        """The chains of the touched disks."""
+        return picture_of_chains(self.chains, invalid=self.invalid)
+
+    def _repr_svg_(self) -> str:
+        return self.picture().render("svg")
+
+    def _repr_html_(self) -> str:
+        facts = {
+            name: value
+            for name, value in self.to_json().items()
+            if name != "chains" and value not in (None, "", [], {})
+        }
+        return table(("", ""), [(name, str(value)) for name, value in facts.items()]) + image(self.picture())
 
     def to_json(self) -> dict[str, object]:
         """The result as `--json` prints it."""

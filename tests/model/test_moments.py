@@ -188,3 +188,10 @@ def test_moments_name_the_vm_state_that_no_record_needs() -> None:
     found = find_moments(CHAIN, (replace(LATER, state=state),), states=lies)
     assert found.unneeded == ("/images/base.gone.memory",)
     assert state_places(CHAIN) == (("/images", "base"),)
+
+
+def test_a_notebook_shows_the_moments_and_the_tree() -> None:
+    found = find_moments(CHAIN, (LATER, FIRST))
+    page = found._repr_html_()
+    assert "<td>first</td><td>external</td><td>2024-05-01T12:00:00+00:00</td>" in page
+    assert page.index("<td>later</td>") < page.index("<img ")

@@ -140,6 +140,15 @@ def test_parse_knows_no_group_of_a_throttle_where_qemu_tells_none(file: str) -> 
     assert disk.filters == (Filter("thr", "throttle"),)
 
 
+def test_parse_tells_above_which_layer_a_filter_is() -> None:
+    said = answers("throttle-7")
+    base = parsed("throttle-7").disks["vda"].base.node
+    (entry,) = [one for one in said["named"] if one["node-name"] == base]
+    entry["drv"] = "copy-on-read"
+    filters = parse_graph(said["block"], said["stats"], said["named"]).disks["vda"].filters
+    assert [(node.node, node.under) for node in filters] == [("thr", ""), (base, "f1")]
+
+
 @NEWEST_AND_OLDEST
 def test_parse_shows_a_named_filter_of_a_job_and_hides_an_implicit_one(qemu: str) -> None:
     graph = parsed(f"filters-{qemu}")

@@ -151,3 +151,23 @@ def test_plan_of_overlays_to_start_from_names_them_and_no_chain_that_is_not_chan
 def test_the_same_intent_gives_the_same_plan() -> None:
     for intent in (Snapshot("n1"), Stream("vda"), Commit("vda"), Mirror("vda", "/c", "pivot")):
         assert planned(intent, TWO) == planned(intent, TWO)
+
+
+def test_a_notebook_shows_the_chains_and_the_steps_of_a_plan() -> None:
+    plan = planned(Commit("vda", "s1", "base"), TWO)
+    ((before, after),) = plan.picture().rows
+    assert [box.title for box in before.boxes] == ["s2.qcow2", "s1.qcow2", "base.qcow2"]
+    assert [box.title for box in after.boxes] == ["s2.qcow2", "base.qcow2"]
+    assert plan._repr_svg_() == plan.picture().render("svg")
+    page = plan._repr_html_()
+    assert page.startswith('<img alt="before: vda: 3 layers')
+    assert "&quot;execute&quot;: &quot;block-commit&quot;" in page
+
+
+def test_a_picture_of_a_plan_goes_from_its_first_part_to_its_last() -> None:
+    first = planned(Commit("vda", "s1", "base"), TWO)
+    assert first.after is not None
+    both = replace(first, then=(planned(Commit("vda"), first.after),))
+    ((before, after),) = both.picture().rows
+    assert [box.title for box in before.boxes] == ["s2.qcow2", "s1.qcow2", "base.qcow2"]
+    assert [(box.title, box.kind) for box in after.boxes] == [("base.qcow2", "active")]

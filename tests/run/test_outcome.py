@@ -245,3 +245,13 @@ async def test_hooks_take_functions_and_coroutines_and_nothing() -> None:
     await Hooks().tell(progress)
     await Hooks().tell_pivot({})
     assert calls == [progress, {"vda": S2}]
+
+
+def test_a_notebook_shows_a_result_with_its_chains() -> None:
+    done = Done("snapshot", {"vda": (S2, S1)}, {"vda": S2}, standstill_s=0.0, notes=("<b>",))
+    assert done._repr_svg_() == done.picture().render("svg")
+    page = done._repr_html_()
+    assert "<td>standstill_s</td><td>0.0</td>" in page
+    assert "&lt;b&gt;" in page
+    assert "<td>left</td>" not in page
+    assert page.index("</table>") < page.index('<img alt="vda: 2 layers')
