@@ -9,10 +9,12 @@ sys.path.insert(0, str(Path(__file__).parent / "_ext"))
 
 project = "qmpsnap"
 author = "the authors of qmpsnap"
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "from_the_code"]
-exclude_patterns = ["_build", "_ext"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "from_the_code", "pictures"]
+exclude_patterns = ["_build", "_ext", "_static"]
 html_theme = "furo"
 html_title = "qmpsnap"
+html_static_path = ["_static"]
+html_css_files = ["pages.css"]
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 autodoc_member_order = "bysource"

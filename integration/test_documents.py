@@ -8,6 +8,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import textwrap
 from types import SimpleNamespace
 
 import pytest
@@ -17,6 +18,7 @@ from integration.machines import blockdev, drive
 
 pytestmark = [pytest.mark.one_qemu, pytest.mark.timeout(300)]  # a score of processes, one after the other
 
+INDEX = (ROOT / "docs" / "index.md").read_text()
 README = (ROOT / "README.md").read_text()
 TUTORIAL = (ROOT / "docs" / "tutorial.md").read_text()
 
@@ -46,6 +48,19 @@ def test_readme_s_commands_run_in_their_order(images, machine, tmp_path, way):
     for words in commands:
         ended = cli(*(word.replace("vda.qcow2", active) for word in words))
         assert ended.code == 0, (words, ended)
+
+
+async def test_the_first_page_s_python_runs(images, machine, capsys, leftovers):
+    code = re.search(r"```python\n(.*?)```", INDEX, re.DOTALL)[1]
+    with machine(*blockdev("vda", images("vda").active)) as running:
+        code = code.replace("/run/vm1/qmp.sock", running.socket)
+        head, _, body = code.partition("\n\n")
+        names = {}
+        exec(f"{head}\nasync def example():\n{textwrap.indent(body, '    ')}", names)
+        await names["example"]()
+        assert "before-upgrade.qcow2" in capsys.readouterr().out
+        chain = Cli(running)("--json", "chain", "vda").json["disks"][0]["layers"]
+    assert [layer["active"] for layer in chain] == [True, False]
 
 
 # -- the tutorial -------------------------------------------------------------------------------------

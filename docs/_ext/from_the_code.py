@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from click.testing import CliRunner
 from docutils import nodes
+from sphinx import addnodes
 from sphinx.util.docutils import SphinxDirective
 
 from qmpsnap import errors
@@ -62,7 +63,18 @@ class Errors(SphinxDirective):
             ]
             for one in classes
         ]
-        return [_table(["class", "exit", "raised when"], rows)]
+        names = [one.__name__ for one in classes]
+        entries = [("single", f"{name} (error)", self._anchor(name), "", None) for name in names]
+        anchors = [nodes.target("", "", ids=[self._anchor(name)]) for name in names]
+        return [
+            addnodes.index(entries=entries),
+            *anchors,
+            _table(["class", "exit", "raised when"], rows),
+        ]
+
+    @staticmethod
+    def _anchor(name: str) -> str:
+        return f"error-{name.lower()}"
 
 
 class JobStates(SphinxDirective):
