@@ -6,7 +6,9 @@ import fcntl
 import json
 import os
 import pty
+import re
 import select
+import struct
 import subprocess
 import sys
 import termios
@@ -125,6 +127,73 @@ class Terminal:
                 else:
                     self.seen += more
         return Ended(self.process.wait(20), out, self.seen)
+
+
+class Screen:
+    """A command on a terminal that it fills; it reads the screen that the command has drawn last."""
+
+    _FRAME, _END = "\x1b[H", "\x1b[?1049l"
+
+    def __init__(self, cli, *words, columns=80, lines=24):
+        self.ours, theirs = pty.openpty()
+        self.resize(columns, lines)
+        self.before = termios.tcgetattr(theirs)
+        cli.environment |= {"TERM": "xterm-256color", "COLUMNS": "", "LINES": ""}
+        self.process = cli.start(
+            *words, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        )  # fmt: skip
+        self._theirs = theirs
+        self._read = ""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        os.close(self._theirs)
+        os.close(self.ours)
+        with self.process:
+            self.process.kill()
+
+    def resize(self, columns, lines):
+        fcntl.ioctl(self.ours, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+
+    def type(self, text):
+        os.write(self.ours, text.encode())
+
+    @property
+    def settings(self):
+        return termios.tcgetattr(self._theirs)
+
+    def wait_for(self, *texts, limit=20.0):
+        """Return the first screen with all the texts."""
+        until = time.monotonic() + limit
+        while True:
+            for frame in map(self._lines, self._read.split(self._FRAME)[1:]):
+                if all(any(text in line for line in frame) for text in texts):
+                    self._read = ""
+                    return frame
+            self._more(until, texts)
+
+    def end(self):
+        """Wait for the end; return the exit code, and what is on the terminal then."""
+        while self._END not in self._read:
+            self._more(time.monotonic() + 20, self._END)
+        code = self.process.wait(20)
+        while select.select([self.ours], [], [], 0.05)[0]:
+            self._read += os.read(self.ours, 65536).decode()
+        return code, self._lines(self._read.partition(self._END)[2])
+
+    def _more(self, until, wanted):
+        left = until - time.monotonic()
+        assert left > 0, f"{wanted} did not come: {self._read!r}"
+        if select.select([self.ours], [], [], left)[0]:
+            self._read += os.read(self.ours, 65536).decode()
+
+    @staticmethod
+    def _lines(text):
+        lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text).split("\r\n")
+        return [line.rstrip() for line in lines]
 
 
 def records(running):

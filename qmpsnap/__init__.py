@@ -106,6 +106,7 @@ if TYPE_CHECKING:
     from qmpsnap.template import Template, open_template
     from qmpsnap.template_removal import remove_template
     from qmpsnap.vm import VM, Launcher, Wake
+    from qmpsnap.watching import JobNow, Overview
 
 # From most to least important.
 __all__ = [  # noqa: RUF022
@@ -126,7 +127,7 @@ __all__ = [  # noqa: RUF022
     "Moments", "Moment", "MomentKind", "MomentPart", "Tree", "TreeImage", "TreeLine", "Owner",
     "MomentRecord", "IntentRecord", "Origin", "Member",
     "KeptState", "Fingerprint", "Bitmap", "Job", "JobPlace", "JobStatus", "Status", "Pause", "IoStatus",
-    "Event", "draw", "Picture", "PictureFormat", "explain", "Meaning", "MEANINGS",
+    "Event", "Overview", "JobNow", "draw", "Picture", "PictureFormat", "explain", "Meaning", "MEANINGS",
     "QmpsnapError", "Changed",
     "Refused", "NotFound", "AmbiguousName", "NotInChain", "Busy", "TargetExists", "InvalidTarget",
     "FileMoved", "ImageInUse", "StillNeeded", "WouldLose", "Unsupported", "UnsafeImage", "BadArgument",
@@ -175,6 +176,7 @@ _HOMES = (
     "template_removal",
     "fork",
     "vm",
+    "watching",
 )
 
 if not TYPE_CHECKING:  # else a type checker would accept any name

@@ -64,15 +64,20 @@ class Jobs:
                 return job
         raise NotFound(f"there is no job {job_id!r}", hint="qmpsnap jobs lists what there is")
 
-    async def places(self) -> Mapping[str, JobPlace]:
+    async def places(self, graph: Graph | None = None) -> Mapping[str, JobPlace]:
         """The disk of each job, the file that it writes, and when its operation began; by job id.
 
         Operations of ours that have no job are included. What is not known is "": QEMU does not report when
         another client's job began.
 
+        Args:
+            graph: The graph, if it has just been read; None: it is read.
+
         QAPI: x-debug-query-block-graph (block-core.json), if this QEMU has it.
         """
-        graph = await self._target.graph()
+        if not isinstance(graph, Graph | None):
+            refuse("graph", graph, "give a graph that graph() returned")
+        graph = graph or await self._target.graph()
         records = await self._planning.interrupted(graph, live=True)
         return job_places(graph, await self._target.block_graph(), records)
 

@@ -67,6 +67,7 @@ from qmpsnap.run.view import View, open_view
 from qmpsnap.store import has_memory, has_store, make_store, with_store
 from qmpsnap.template import Template, freeze, template_of
 from qmpsnap.waking import ENDED, check_wake, woken
+from qmpsnap.watching import Overview, watching
 
 
 class VM:
@@ -175,6 +176,19 @@ class VM:
         if not callable(sink):
             refuse("sink", sink, "give a function that takes an event")
         return self._target.events(sink)
+
+    def watch(self, *, interval: float = 1.0) -> AbstractAsyncContextManager[AsyncIterator[Overview]]:
+        """Follow the machine inside the block: an `Overview` now, and another whenever something has changed.
+
+        QEMU is asked after its events, every `interval` seconds while a job or a migration runs, and else
+        every 5 s. The graph is read more rarely if that takes long, and not while VM state is being moved.
+
+        Raises:
+            LinkLost: From the iterator, when the connection is lost.
+
+        QAPI: query-status, query-migrate, query-jobs, query-block-jobs, and those of `graph`.
+        """
+        return watching(self._target, self._planning, self.jobs, interval=interval)
 
     async def wait_lost(self) -> str:
         """Return once the connection to QEMU is lost, with the reason."""

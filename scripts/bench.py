@@ -25,11 +25,12 @@ from bench_machines import Bench
 from bench_offline import offline
 from bench_plugin import plugin
 from bench_rows import HEADER
+from bench_sessions import recording, watching
 from bench_trees import trees
 
 GROUPS = (
     snapshots, deletes, checkpoints, clones, graphs, job_ends, jobs, backups, processes, listing, many,
-    events, trees, offline, plugin, doctor,
+    events, trees, offline, plugin, doctor, watching, recording,
 )  # fmt: skip
 
 

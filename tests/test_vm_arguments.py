@@ -183,6 +183,8 @@ METHODS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
     "jobs.set_speed": ({"job_id": "j", "speed": 0}, {**JOB, "speed": SPEED}),
     "jobs.progress": ({"job_id": "j"}, {"job_id": NAME, "interval": SECONDS}),
     "why_paused": ({}, {"graph": (1, "x", Delete("old"))}),
+    "watch": ({}, {"interval": SECONDS}),
+    "jobs.places": ({}, {"graph": (1, "x", Delete("old"))}),
     "jobs.interrupted": ({}, {"graph": (1, "x", Delete("old")), "live": FLAG}),
     "execute": (
         {"command": "stop"},
@@ -201,7 +203,6 @@ WITHOUT = {
     "stop",
     "graph",
     "jobs.list",
-    "jobs.places",
     "moments",
     "wait_lost",
     "reconnect",

@@ -46,6 +46,7 @@ _VERBS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "ps": ("ps", "ps"),
         "jobs": ("jobs", "jobs"),
         "job": ("job", "job"),
+        "top": ("top", "top"),
         "events": ("events", "events"),
         "status": ("guest", "status"),
         "thaw": ("thaw", "thaw"),

@@ -158,8 +158,12 @@ def _json(event: Event) -> str:
 
 def _text(event: Event) -> str:
     time = datetime.fromtimestamp(event.timestamp, UTC).astimezone().isoformat(" ", "milliseconds")
-    facts = (f"{key}={_value(value)}" for key, value in event.data.items())
-    return " ".join([time, printable(event.name), *facts])
+    return " ".join([time, printable(event.name), *facts(event)])
+
+
+def facts(event: Event) -> list[str]:
+    """The data of an event, each as KEY=VALUE on one line."""
+    return [f"{printable(key)}={_value(value)}" for key, value in event.data.items()]
 
 
 def _value(value: object) -> str:

@@ -81,7 +81,7 @@ class _Listed:
         cells = (
             job.id,
             job.type,
-            _state(job),
+            job_state(job),
             f"{job.fraction:.0%} of {size(job.length)}",
             f"{size(job.speed)}/s" if job.speed else "",
             "ours" if job.mine else "another's",
@@ -115,7 +115,8 @@ def _ago(created: str) -> str:
     return f"{age:.0f} s ago"
 
 
-def _state(job: Job) -> str:
+def job_state(job: Job) -> str:
+    """The job's state, and why it is paused if an error paused it."""
     if job.stopped_by_error:
         return "paused: no space" if job.io_status is IoStatus.NOSPACE else "paused: I/O error"
     if job.status is JobStatus.PENDING and job.mine:

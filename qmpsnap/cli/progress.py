@@ -40,7 +40,9 @@ class Lines:
         if self._json:
             to_stderr(json_line(progress=progress.to_json()))
         else:
-            to_stderr(", ".join(filter(None, (f"{printable(job.id)}: {job.status}", _facts(progress)))))
+            to_stderr(
+                ", ".join(filter(None, (f"{printable(job.id)}: {job.status}", progress_facts(progress))))
+            )
 
     def hide(self) -> None:
         """Do nothing: printed lines stay."""
@@ -72,7 +74,7 @@ class Bar:
             total=job.length if job.length > 1 else None,
             completed=job.offset,
             status=str(job.status),
-            facts=_facts(progress),
+            facts=progress_facts(progress),
         )
         self._rich.refresh()
 
@@ -107,7 +109,8 @@ class Bar:
         self._rich.start()
 
 
-def _facts(progress: Progress) -> str:
+def progress_facts(progress: Progress) -> str:
+    """How much is done, how fast, and how long it takes; "" if the job does not tell."""
     job = progress.job
     if job.length <= 1:  # jobs on VM state count from 0 to 1, which says nothing
         return ""
