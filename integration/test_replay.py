@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import subprocess
 import sys
 from dataclasses import replace as dataclasses_replace
 from pathlib import Path
 
 import pytest
+from anyio.from_thread import start_blocking_portal
 
 import qmpsnap
-from integration.cli import Cli
+from integration.cli import ROOT, Cli
 from integration.known_images import KIB, QEMUS
 from integration.machines import blockdev
+from qmpsnap.cli.main import run
 from qmpsnap.testing.replay import replay
 
 
@@ -67,6 +71,80 @@ async def test_record_cut_anywhere_replays_up_to_there(images, machine, tmp_path
                 qmpsnap.connect(server.path, shared_fs=False) as vm,
             ):
                 await vm.snapshot("n1", files={"vda": tmp_path / "n1"})
+
+
+# Commands, in an order in which each works, or fails for its own reason. With --shared-fs no, none depends on
+# the files that another one leaves.
+VERBS = (
+    "chain", "list", "jobs", "status", "top --once", "chain vda", "chain nope",
+    "snapshot s2 -n", "snapshot s2 --disk vda=DIR/s2", "snapshot s3 --disk vda=DIR/s3",
+    "snapshot s4 --disk vda=DIR/none/s4", "snapshot in --internal",
+    "stream vda --base s1 -n", "commit vda -n", "commit vda --top s2 --base s1", "commit vda --keep-overlay",
+    "mirror vda DIR/copy --finish", "mirror vda DIR/copy --finish", "stream vda",
+    "checkpoint c1 --mode internal", "stop", "cont", "revert c1", "delete c1", "delete in", "list",
+    "qmp query-version", "qmp block_resize {\"device\":\"none\",\"size\":1}", "qmp nonsense",
+    "job cancel nobody",
+)  # fmt: skip
+
+
+def settled(ended, out):
+    """How a command ended, without times."""
+    timed = re.compile(r'("(?:elapsed_s|standstill_s|age_s|date|timestamp)": )[\d.e-]+')
+    return ended, *(timed.sub(r"\1T", text) for text in out)
+
+
+def test_records_of_every_kind_of_verb_replay_to_the_same_output(
+    qemu, images, machine, tmp_path, capsys, everything
+):
+    if qemu is not QEMUS[0] and not everything:
+        pytest.skip("sampled")
+    first = []
+    with machine(*blockdev("vda", images("base <- s1").active)) as running:
+        running.qmp("cont")
+        socket = running.socket
+        for number, verb in enumerate(VERBS):
+            words = verb.replace("DIR", str(tmp_path)).split(maxsplit=2 if verb.startswith("qmp") else -1)
+            line = ["-s", socket, "--json", "--shared-fs", "no", "--record", f"{tmp_path}/r{number}", *words]
+            first.append((line, settled(run(line), capsys.readouterr())))
+    codes = {code for _, (code, *_) in first}
+    assert codes == {0, 3, 4}
+    with start_blocking_portal() as portal:
+        for number, (line, expected) in enumerate(first):
+            line.remove("--record")
+            line.remove(f"{tmp_path}/r{number}")
+            with portal.wrap_async_context_manager(replay(f"{tmp_path}/r{number}", socket)) as server:
+                again = settled(run(line), capsys.readouterr())
+            assert (server.refused, again) == ([], expected), VERBS[number]
+
+
+@pytest.mark.parametrize("qemu", QEMUS[-1:], ids=[QEMUS[-1].short])
+def test_howto_makes_a_unit_test_of_a_session(images, machine, tmp_path):
+    text = (ROOT / "docs" / "howto" / "record.md").read_text()
+    recorded, replayed, repeated = (
+        shlex.split(line)[2:] for line in text.splitlines() if line.startswith("$ qmpsnap ")
+    )
+    printed = text.split("vda.monday.qcow2\n")[1].split("```")[0]
+    with machine(*blockdev("vda", images("vda").active)) as running:
+        cli = Cli(running)
+        first = cli(*recorded)
+    assert (first.code, first.err[: len(printed)]) == (4, printed)
+    with cli.start(*replayed) as server:
+        listening = server.stdout.readline()
+        again = cli(*repeated)
+        server.terminate()
+    assert (listening, again) == (f"listening on {tmp_path}/vm1.sock\n", first)
+
+    def suite(code):
+        (tmp_path / "test_it.py").write_text(code)
+        words = ["-q", "-o", "asyncio_mode=auto", "test_it.py"]
+        return subprocess.run(
+            [sys.executable, "-m", "pytest", *words], cwd=tmp_path, env=cli.environment,
+            capture_output=True, text=True, check=False,
+        ).stdout  # fmt: skip
+
+    code = text.partition("```python\n")[2].partition("```")[0]
+    assert "1 passed" in suite(code)
+    assert "the session was another than the recorded one" in suite(code.replace('"monday"', '"tuesday"'))
 
 
 def test_command_line_records_and_replays(qemu, images, machine, tmp_path):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
+import os
 import re
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Mapping
@@ -175,6 +176,21 @@ def qmpsnap_socket(qmpsnap_in_use: InUse) -> str:
 def qmpsnap_directory(qmpsnap_in_use: InUse) -> Path:
     """Directory of the machine's QEMU: console.log, qemu.log, images, and a socket for each of its ports."""
     return qmpsnap_in_use.directory
+
+
+@pytest.fixture
+def qmpsnap_replay(request: pytest.FixtureRequest) -> Iterator[Callable[[str | os.PathLike[str]], str]]:
+    """Serve the record of a session: `qmpsnap_replay("session.jsonl")` returns the path of a QMP socket.
+
+    A relative path is that of a file beside the test. If a command was refused, the test fails at its end.
+    """
+    from qmpsnap.testing.shared.replays import replays  # noqa: PLC0415
+
+    with replays(request.path.parent) as served:
+        yield served.serve
+        refused = served.refused
+    if refused:
+        pytest.fail("\n".join(["the session was another than the recorded one", *refused]), pytrace=False)
 
 
 def _reset_of(item: pytest.Item) -> Reset | None:

@@ -54,6 +54,7 @@ _VERBS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "stop": ("guest", "stop"),
         "doctor": ("doctor", "doctor"),
         "qmp": ("qmp", "qmp"),
+        "record": ("record", "record"),
         "replay": ("replay", "replay"),
         "explain": ("explain", "explain"),
         "completion": ("completion", "completion"),
@@ -81,6 +82,7 @@ class App:
         state_dir: Directory of records; None for beside each base image.
         record: File to create with every QMP message; None for no file.
         launcher: Command that starts another QEMU of the machine; None when none is known.
+        connects: Whether the verb speaks to that machine.
         dry_run: Whether to print the plan only.
         picture: The format in which that prints a picture of the chains; "": it prints the plan as text.
         wait: Whether to wait for jobs that are in the way.
@@ -101,6 +103,7 @@ class App:
     state_dir: str | None = None
     record: str | None = None
     launcher: str | None = None
+    connects: bool = False
     dry_run: bool = False
     picture: str = ""
     wait: bool = False
@@ -125,11 +128,24 @@ def remember(context: click.Context, option: click.Parameter, value: Any) -> Non
             app.shared_fs = _SHARED[value]
         case "images" | "formats" | "allow_dirs" as name:
             setattr(app, name, (*getattr(app, name), *value))
+        case "record":
+            record_to(app, value)
         case "socket":
             app.socket = value
             app.socket_by_variable = source is click.core.ParameterSource.ENVIRONMENT
         case name:
             setattr(app, str(name), value)
+
+
+def record_to(app: App, file: str) -> None:
+    """Let the session be recorded.
+
+    Raises:
+        click.UsageError: When another record was asked for before.
+    """
+    if app.record not in {None, file}:
+        raise click.UsageError(f"two records are asked for, {app.record!r} and {file!r}: give one")
+    app.record = file
 
 
 def _shared_options(*, again: bool) -> list[click.Parameter]:

@@ -55,6 +55,7 @@ def run(
         QmpsnapError: Whatever the work raises.
     """
     app = current_app()
+    app.connects = True
     check_picture(app)
     machine = opened(app, looks=looks, greeting_limit=greeting_limit)
 
@@ -69,10 +70,13 @@ def run_alone(work: Callable[[Signals], Awaitable[T]]) -> T:
     """Do work that needs no machine, with our signal handlers.
 
     Raises:
+        click.UsageError: When a record of a session was asked for that there is not.
         Interrupted: When Ctrl-C or SIGTERM came before an operation had begun.
         QmpsnapError: Whatever the work raises.
     """
     app = current_app()
+    if app.record is not None and not app.connects:
+        raise click.UsageError("there is nothing to record: this command speaks to no machine of -s or -i")
     configure(app.verbose)
 
     async def interruptible() -> T:

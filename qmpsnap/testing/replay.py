@@ -104,6 +104,7 @@ class _Session:
         self._at = 0
         self._pending: list[dict[str, Any]] = []
         self._ids: dict[str, object] = {}  # the client's id of a command, by the recorded id
+        self._unanswered = 0  # commands of the client that the record answers further on
         self._skipped: set[str] = set()  # recorded ids of queries that the client omitted
         self._last: dict[str, dict[str, Any]] = {}  # last reply to each query, by its command and arguments
         self._text = ""
@@ -118,7 +119,7 @@ class _Session:
                 if self._cut:
                     return
                 self._refuse_rest("the record has ended")
-            if not await self._hear(patience if self._pending else None):
+            if not await self._hear(patience if self._pending or self._skippable else None):
                 self._resolve()
 
     def _advance(self) -> None:
@@ -131,10 +132,16 @@ class _Session:
                 self._send(entry.message)
             self._at += 1
 
+    @property
+    def _skippable(self) -> bool:
+        """Whether the client waits for a reply that was recorded after a query which it has not sent."""
+        return self._unanswered > 0 and self._at < len(self._entries) and self._entries[self._at].asks
+
     def _take(self, expected: Entry) -> bool:
         for command in self._pending:
             if _equal(command, expected.message):
                 self._pending.remove(command)
+                self._unanswered += 1
                 self._ids[repr(expected.message.get("id"))] = command.get("id")
                 return True
         return False
@@ -147,6 +154,7 @@ class _Session:
                 self._last[_key(command.message)] = message
             if recorded in self._skipped:
                 return
+            self._unanswered -= 1
             message = _with_id(message, self._ids.get(recorded))
         self._write(message)
 
@@ -154,15 +162,22 @@ class _Session:
         """Skip a query, repeat a reply, or refuse a command: the expected command has not come in time."""
         expected = self._entries[self._at] if self._at < len(self._entries) else None
         ahead = self._entries[self._at :]
+        if not self._pending:
+            self._skip()
+            return
         command = self._pending[0]
         if expected is not None and expected.asks and any(_equal(command, entry.message) for entry in ahead):
-            self._skipped.add(repr(expected.message.get("id")))
-            self._at += 1
+            self._skip()
         elif (last := self._last.get(_key(command))) is not None:
             self._pending.pop(0)
             self._write(_with_id(last, command.get("id")))
         else:
             self._refuse(self._pending.pop(0), f"expected {_spell(expected.message)}" if expected else "")
+
+    def _skip(self) -> None:
+        """Pass over the query that is expected, and over its reply."""
+        self._skipped.add(repr(self._entries[self._at].message.get("id")))
+        self._at += 1
 
     def _refuse_rest(self, why: str) -> None:
         for command in self._pending:

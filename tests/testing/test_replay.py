@@ -78,6 +78,18 @@ async def test_replay_takes_commands_that_come_together_in_any_order(record, tmp
         assert await stopped == {}
 
 
+async def test_replay_passes_over_a_query_that_was_sent_before_the_reply_to_another(tmp_path):
+    file = str(tmp_path / "r")
+    async with serve(str(tmp_path / "qemu")) as server:
+        server.answer("query-status", Return({"status": "running"}))
+        server.answer("query-kvm", Return({}))
+        with recording(file) as recorder:
+            async with connect(server.path, recorder=recorder) as session:
+                await session.ask(("query-status", {}), ("query-kvm", {}))
+    async with replay(file, tmp_path / "s", patience=0.02) as replayed, connect(replayed.path) as session:
+        assert await session.query("query-status") == {"status": "running"}
+
+
 async def test_replay_gives_each_client_the_next_session_and_none_after_the_last(record, tmp_path):
     twice = tmp_path / "twice"
     first, *lines = Path(record).read_text().splitlines(keepends=True)
