@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -306,7 +307,9 @@ class Suite:
             for entry in Path("/proc").iterdir()
             if entry.name.isdigit() and str(self.temporary) in command_of(entry)
         ]
-        files = [str(path) for path in self.temporary.rglob("*") if "pytest-of" not in str(path)]
+        walked = os.walk(self.temporary)  # it passes over a directory that goes meanwhile
+        paths = [os.path.join(place, name) for place, *names in walked for name in chain(*names)]
+        files = [path for path in paths if "pytest-of" not in path]
         files += [str(path) for path in self.folder.glob("*.q*") if path != self.base]
         return processes, files, self.base.read_bytes() == self.bytes
 
