@@ -65,10 +65,12 @@ def test_unusual_settings_that_are_right_are_healthy(qemu, machine, doctor, tmp_
             "-device", "ide-cd,drive=iso,id=cd0,bus=ide.0", "-device", "ide-cd,id=cd1,bus=ide.1",
             *(word for unit in (0, 1) for word in (
                 "-drive", f"if=pflash,unit={unit},format=raw,file={image(f'flash{unit}.fd', 'raw')}")),
+            "-object", "memory-backend-ram,id=shm,share=on,size=1M", "-device", "ivshmem-plain,memdev=shm",
             "-qmp", f"unix:{tmp_path}/second,server=on,wait=off",
         ) as running:  # fmt: skip
             doctor = doctor(running)
             assert doctor.troubles() == [], doctor.text
+            assert "limit: device-in-way: the guest\n  QEMU cannot save its memory: " in doctor.text
             running.qmp("cont")
             assert doctor.troubles() == [], doctor.text
     finally:
@@ -106,6 +108,9 @@ def test_jobs_nodes_headers_and_bitmaps_are_mended(qemu, images, machine, doctor
         running.qmp("blockdev-add", {"driver": "copy-before-write", "node-name": "user-cbw",
                                      "file": "vdb-node", "target": "left"})  # fmt: skip
         running.qmp("qom-set", path="/machine/peripheral/vdb", property="drive", value="user-cbw")
+        exported = {"type": "unix", "data": {"path": f"{tmp_path}/nbd"}}
+        running.qmp("nbd-server-start", {"addr": exported})
+        running.qmp("block-export-add", {"type": "nbd", "id": "user-e", "node-name": "left"})
         slow_backup(running, "ended", "vda", "t1")
         running.qmp.wait_event("JOB_STATUS_CHANGE", id="ended", status="concluded")
         slow_backup(running, "paused", "vdc", "t2", speed=1)
@@ -125,6 +130,9 @@ def test_jobs_nodes_headers_and_bitmaps_are_mended(qemu, images, machine, doctor
         assert doctor.mend_all() == [
             ("job-concluded", "paused"),
             ("node-left", "t2"),
+        ]
+        running.qmp("nbd-server-stop")
+        assert doctor.mend_all() == [
             ("filter-left", "vdb"),
             ("node-left", "user-cbw"),
             ("node-left", "left"),
@@ -312,9 +320,13 @@ def test_a_chain_that_is_too_long_is_folded(qemu, machine, doctor, tmp_path):
 
 
 @ONE
-def test_a_record_that_cannot_be_read_is_named(images, machine, doctor, tmp_path):
+def test_a_failed_load_is_mended_and_a_record_that_cannot_be_read_is_named(images, machine, doctor, tmp_path):
     with machine(*drive("vda", images("base").active)) as running:
         doctor = doctor(running)
+        running.qmp("cont")
+        running.qmp("human-monitor-command", {"command-line": "loadvm nothing"})
+        assert doctor.mend_all() == [("load-failed", "the guest")]
+        doctor.do(f"qmpsnap -s {running.socket} cont")
         doctor.do(f"qmpsnap -s {running.socket} snapshot n1")
         (record,) = tmp_path.rglob("moment-n1-*.json")
         record.write_text("{")

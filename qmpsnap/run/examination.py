@@ -18,10 +18,12 @@ from qmpsnap.model.graph import Graph
 from qmpsnap.model.job import Job
 from qmpsnap.model.machine import Status
 from qmpsnap.model.moments import Moments
+from qmpsnap.model.parse_machine import BlockExportInfo, MigrationInfo
+from qmpsnap.model.qapi import read
 from qmpsnap.model.record import IntentRecord
 from qmpsnap.plan.diagnosis import rules
 from qmpsnap.plan.diagnosis.facts import Broken, Facts
-from qmpsnap.plan.diagnosis.nodes import unexplained
+from qmpsnap.plan.diagnosis.nodes import covered, unexplained
 from qmpsnap.run.disk import in_thread
 from qmpsnap.run.examined_files import ExaminedFiles, examine_files, other_writers
 from qmpsnap.run.examined_images import damages, follow_broken
@@ -95,8 +97,10 @@ async def _machine(target: Target, planning: Planning, agent: str) -> Facts:
         below=seen.below,
         jobs=jobs,
         uses=await target.block_graph() if unexplained(graph) else None,
+        exported=await _exported(target) if covered(graph) else frozenset(),
         status=status,
         io_status=await _io_status(target, status),
+        blocked=await _blocked(target) if status is not None else (),
         room=files.room,
         read_only=files.read_only,
         missing=files.missing,
@@ -116,6 +120,17 @@ async def _writers(graph: Graph, pid: int | None) -> Mapping[str, str]:
 
 async def _status(target: Target) -> Status | None:
     return None if target.guest is None else await target.guest.status()
+
+
+async def _exported(target: Target) -> frozenset[str]:
+    """Nodes that QEMU exports. QAPI: query-block-exports (block-export.json)."""
+    answer = await target.execute("query-block-exports")
+    return frozenset(one.node_name for one in read(list[BlockExportInfo], answer, "query-block-exports"))
+
+
+async def _blocked(target: Target) -> tuple[str, ...]:
+    """Why the guest's memory cannot be saved, as far as QEMU knows before it tries. QAPI: query-migrate."""
+    return read(MigrationInfo, await target.execute("query-migrate"), "query-migrate").blocked_reasons
 
 
 async def _io_status(target: Target, status: Status | None) -> Frozen[str, str]:

@@ -50,7 +50,7 @@ def test_explain_without_a_word_lists_all_by_kind(qmpsnap):
     ended = qmpsnap("explain")
     assert ended.code == 0
     assert ended.out.startswith("run state:\n  running, paused, prelaunch")
-    assert "\nexit code:\n  0, 1, 2, 3, 4, 5, 6, 7, 130\n" in ended.out
+    assert "\nexit code:\n  0, 1, 2, 3, 4, 5, 6, 7, 8, 130\n" in ended.out
     assert "shutdown" in json.dumps(qmpsnap("explain", "--json").json)
 
 

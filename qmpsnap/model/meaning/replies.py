@@ -38,6 +38,10 @@ EXIT_CODES: Mapping[int, Said] = MappingProxyType(
             "Stopped half-way: what has been done and what remains was printed.",
             "`qmpsnap jobs` shows what is left; `qmpsnap job wait ID` finishes it.",
         ),
+        8: Said(
+            "The doctor found a trouble, or several.",
+            "Each is printed with the command that mends it; run that, then `qmpsnap doctor` again.",
+        ),
         130: Said(
             "Interrupted by Ctrl-C or SIGTERM. What could be rolled back was; a job that was left running "
             "is named.",

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from qmpsnap.model.graph import Disk
 from qmpsnap.model.names import stem
+from qmpsnap.model.parse import FDSET, OWN_FDS
 from qmpsnap.plan.diagnosis.facts import Case, Facts
 
 
@@ -14,7 +15,10 @@ def image_in_use(facts: Facts) -> Iterator[Case]:
     """An image of which another process may change the bytes."""
     if facts.status is not None and (facts.status.incoming or facts.status.migrating):
         return  # the other QEMU of the migration has the images open as well
+    given = {node.file for node in facts.graph.nodes.values() if node.spelled.startswith((FDSET, *OWN_FDS))}
     for file, writer in facts.writers.items():
+        if file in given:
+            continue  # whoever opened it for QEMU may keep its descriptor
         loop = writer.removeprefix("the loop device ")
         remedy = ("losetup", "-d", loop) if loop != writer else ()
         if facts.off:

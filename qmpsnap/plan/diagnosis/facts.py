@@ -73,9 +73,11 @@ class Facts(Struct, frozen=True):
         below: Disks that write into a backing file of other images.
         jobs: Its jobs.
         uses: Who uses which node; None if that was not asked, since every node is in use as far as known.
+        exported: Nodes that QEMU exports; read if a filter of a backup is on top of a disk.
         status: Its run state; None where there is no guest.
         io_status: For each disk of which a request has failed "nospace" or "failed"; read if the guest is
             paused by that.
+        blocked: Why QEMU cannot save the guest's memory, in its words.
         room: Free bytes of the file system, for each file that grows as the guest writes.
         read_only: For each layer that QEMU could not open for writing, why.
         missing: Files of VM state that do not exist.
@@ -95,8 +97,10 @@ class Facts(Struct, frozen=True):
     below: tuple[WrongStart, ...] = ()
     jobs: tuple[Job, ...] = ()
     uses: BlockGraph | None = None
+    exported: frozenset[str] = frozenset()
     status: Status | None = None
     io_status: Mapping[str, str] = Frozen()
+    blocked: tuple[str, ...] = ()
     room: Mapping[str, int] = Frozen()
     read_only: Mapping[str, str] = Frozen()
     missing: frozenset[str] = frozenset()

@@ -14,6 +14,7 @@ LEAST_ROOM = 16 << 20
 """Free bytes below which a guest that writes is about to be paused."""
 
 _IO_ERROR = "io-error"
+_RESET_COMMAND = ("qmpsnap", "qmp", "system_reset")
 _RESET: Mapping[str, str] = Frozen(
     {
         "internal-error": "QEMU met an internal error, and the guest cannot go on",
@@ -64,7 +65,7 @@ def guest_failed(facts: Facts) -> Iterator[Case]:
         yield Case(
             "the guest",
             why,
-            ("qmpsnap", "qmp", "system_reset"),
+            _RESET_COMMAND,
             "it starts anew, and what it had not written to its disks is lost; then qmpsnap cont",
         )
 
@@ -76,8 +77,9 @@ def load_failed(facts: Facts) -> Iterator[Case]:
     yield Case(
         "the guest",
         "a load of VM state has failed, and the guest's memory may belong to other contents of its disks",
-        advice="revert again, or reset the guest: qmpsnap qmp system_reset, then qmpsnap qmp cont. Which of "
-        "them is right depends on what you want to keep",
+        _RESET_COMMAND,
+        "the guest starts anew, then: qmpsnap cont. A revert to a checkpoint instead gives it a memory "
+        "that fits",
     )
 
 
@@ -100,6 +102,17 @@ def agent_silent(facts: Facts) -> Iterator[Case]:
             "the guest's agent does not answer",
             advice="a paused guest cannot. Else see whether the agent is running in the guest, and whether "
             "another program is connected to this socket",
+        )
+
+
+def device_in_way(facts: Facts) -> Iterator[Case]:
+    """A device, or a mount, because of which QEMU cannot save the guest's memory."""
+    for reason in facts.blocked:
+        yield Case(
+            "the guest",
+            f"QEMU cannot save its memory: {reason.rstrip('.')}",
+            advice="checkpoint, save, fork and template are refused until it is unplugged or unmounted; "
+            "snapshots of the disks are possible",
         )
 
 

@@ -40,6 +40,7 @@ def operation_left(facts: Facts) -> Iterator[Case]:
                 job.id,
                 f"this {job.type} job is {job.status}, and no record of its operation is left",
                 ("qmpsnap", "job", "wait", job.id),
+                "unless its client is at work, and keeps its record elsewhere (--state-dir)",
             )
 
 

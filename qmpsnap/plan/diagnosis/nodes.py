@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from qmpsnap.model.graph import PATH_DRIVERS, Graph, Node
+from qmpsnap.model.graph import PATH_DRIVERS, Disk, Filter, Graph, Node
 from qmpsnap.model.hints import qmp_words
 from qmpsnap.model.names import is_owned_node
 from qmpsnap.model.parse_machine import device_path
@@ -46,21 +46,28 @@ def node_left(facts: Facts) -> Iterator[Case]:
             )
 
 
+def covered(graph: Graph) -> tuple[tuple[Disk, Filter], ...]:
+    """Disks with a filter on top that a job or a backup puts there, each with the filter."""
+    return tuple(
+        (disk, disk.filters[0])
+        for disk in graph.disks.values()
+        if disk.qdev and disk.layers and disk.filters
+        if disk.filters[0].node == disk.root and disk.filters[0].driver in _PASSING
+    )
+
+
 def filter_left(facts: Facts) -> Iterator[Case]:
     """A filter of a job or a backup on top of a disk, and no job that uses it."""
-    if facts.off or facts.at_work or facts.jobs:
-        return
-    for disk in facts.graph.disks.values():
-        top = disk.filters[0] if disk.filters and disk.filters[0].node == disk.root else None
-        if top is None or top.driver not in _PASSING or not disk.qdev or not disk.layers:
-            continue
+    if facts.off or facts.at_work or facts.jobs or facts.exported:
+        return  # what is exported may be read through it
+    for disk, top in covered(facts.graph):
         below = disk.filters[1].node if len(disk.filters) > 1 else disk.active.node
         yield Case(
             disk.name,
             f"the filter {top.node} ({top.driver}) is on top of it without a job: a backup or a job was not "
             "cleaned up",
             qmp_words("qom-set", path=device_path(disk.qdev), property="drive", value=below),
-            "unless a backup of another client reads through it",
+            "unless another client has just put it there",
         )
 
 

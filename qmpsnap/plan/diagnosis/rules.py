@@ -71,6 +71,7 @@ RULES = (
     Rule("bitmap-busy", kept.bitmap_busy, "limit"),
     Rule("keeper-gone", kept.keeper_gone, "limit"),
     Rule("not-writable", access.not_writable, "limit"),
+    Rule("device-in-way", guest.device_in_way, "limit"),
     Rule("no-internal", access.no_internal, "limit"),
 )
 """In the order in which findings are reported: what stops the guest first, limits last."""

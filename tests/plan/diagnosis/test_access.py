@@ -3,6 +3,7 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from qmpsnap.model.frozen import Frozen
+from qmpsnap.model.graph import Node
 from qmpsnap.model.machine import Status
 from qmpsnap.testing.drawing import graph
 from tests.plan.diagnosis.look import BASE, codes, facts, only
@@ -17,6 +18,11 @@ def test_a_second_writer_is_named() -> None:
     assert "-s" in only(replace(seen, status=None)).advice
     assert codes(replace(seen, status=Status("inmigrate", running=False))) == []
     assert codes(replace(seen, status=Status("running", running=True, migration="active"))) == []
+
+
+def test_whoever_gave_qemu_a_descriptor_may_keep_its_own() -> None:
+    node = Node("n", "file", BASE, spelled="/dev/fdset/1")
+    assert codes(facts(graph(vda="base <- s1*", nodes=(node,)), writers=Frozen({BASE: "process 7"}))) == []
 
 
 def test_a_loop_device_is_detached() -> None:

@@ -47,7 +47,8 @@ def test_a_guest_that_somebody_stopped_is_healthy(state: str) -> None:
 
 def test_a_failed_load_is_left_to_the_operation_that_did_it() -> None:
     seen = facts(status=Status("restore-vm", running=False))
-    assert codes(seen) == [("load-failed", "the guest")]
+    found = only(seen)
+    assert (found.code, found.remedy) == ("load-failed", ("qmpsnap", "qmp", "system_reset"))
     assert codes(replace(seen, operations=(left(),)))[0][0] == "operation-left"
 
 
@@ -66,3 +67,9 @@ def test_a_frozen_guest_is_thawed() -> None:
 def test_an_agent_that_does_not_answer_is_a_limit() -> None:
     found = only(facts(agent="/run/a"))
     assert (found.code, found.is_trouble, found.remedy) == ("agent-silent", False, ())
+
+
+def test_a_device_that_keeps_the_memory_from_being_saved_is_a_limit() -> None:
+    found = only(facts(blocked=("the device x is in the way.",)))
+    assert (found.code, found.is_trouble, found.remedy) == ("device-in-way", False, ())
+    assert found.cause == "QEMU cannot save its memory: the device x is in the way"

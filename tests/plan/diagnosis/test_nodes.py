@@ -43,7 +43,7 @@ def test_without_knowing_who_uses_a_node_only_one_of_ours_is_known_to_be_left() 
     assert codes(facts(THERE, uses=BlockGraph())) == [("node-left", OURS.name)]
 
 
-def covered(driver: str, *more: Filter) -> Disk:
+def topped(driver: str, *more: Filter) -> Disk:
     """A disk with a filter on top."""
     disk = chain("base <- s1*")
     return replace(disk, root="top", filters=(Filter("top", driver), *more))
@@ -51,7 +51,7 @@ def covered(driver: str, *more: Filter) -> Disk:
 
 @pytest.mark.parametrize("driver", ["copy-before-write", "mirror_top", "commit_top"])
 def test_a_filter_that_a_job_put_in_is_taken_off(driver: str) -> None:
-    found = only(facts(graph(covered(driver))))
+    found = only(facts(graph(topped(driver))))
     assert (found.code, found.subject) == ("filter-left", "vda")
     assert found.remedy[2:] == (
         "qom-set",
@@ -60,11 +60,12 @@ def test_a_filter_that_a_job_put_in_is_taken_off(driver: str) -> None:
 
 
 def test_a_filter_of_the_user_stays() -> None:
-    assert codes(facts(graph(covered("throttle")))) == []
-    found = only(facts(graph(covered("copy-before-write", Filter("thr", "throttle")))))
+    assert codes(facts(graph(topped("throttle")))) == []
+    found = only(facts(graph(topped("copy-before-write", Filter("thr", "throttle")))))
     assert '"value": "thr"' in found.remedy[3]
 
 
-def test_a_filter_belongs_to_a_job_that_runs() -> None:
+def test_a_filter_belongs_to_a_job_that_runs_and_to_an_export() -> None:
+    assert codes(facts(graph(topped("copy-before-write")), exported=frozenset({"access"}))) == []
     job = Job("b", "backup", JobStatus.RUNNING)
-    assert codes(facts(graph(covered("copy-before-write")), jobs=(job,))) == []
+    assert codes(facts(graph(topped("copy-before-write")), jobs=(job,))) == []
