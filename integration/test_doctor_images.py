@@ -14,6 +14,7 @@ from integration.cli import Cli
 from integration.doctoring import Doctor, forget_format
 from integration.known_images import QEMUS, content
 from integration.machines import Machine, blockdev, wait_for
+from qmpsnap.run.proc import is_stopped
 from qmpsnap.run.sockets import clients_of
 
 ONE = pytest.mark.parametrize("qemu", QEMUS[:1], indirect=True, ids=[QEMUS[0].short])
@@ -116,8 +117,18 @@ def test_a_monitor_that_does_not_greet_is_explained(machine, doctor, monkeypatch
             ours.recv(10)
             assert doctor.troubles() == [("monitor-held", running.socket)]
             assert doctor.mending == []
+
+
+@ONE
+def test_a_qemu_that_a_signal_stopped_is_continued(machine, doctor, monkeypatch):
+    monkeypatch.setattr("qmpsnap.cli.doctor._GREETING_LIMIT", 0.3)
+    with machine() as running:
+        doctor = doctor(running)
         running.process.send_signal(signal.SIGSTOP)
-        assert doctor.mend_all() == [("monitor-silent", running.socket)]
+        assert doctor.troubles() == [("monitor-silent", running.socket)]
+        doctor.mend()
+        # No second look: QEMU 7.2 may keep serving the connections that were given up meanwhile.
+        assert not is_stopped(running.pid)
 
 
 @ONE
