@@ -66,6 +66,7 @@ if TYPE_CHECKING:
     from qmpsnap.model.moments import Moment, MomentKind, MomentPart, Moments
     from qmpsnap.model.pause import Pause
     from qmpsnap.model.picture.picture import Picture, PictureFormat
+    from qmpsnap.model.qapi_schema import Schema, SchemaCommand, SchemaMember, SchemaType
     from qmpsnap.model.record import IntentRecord, Member, MomentRecord, Origin
     from qmpsnap.model.running_qemu import OpenDisk, QmpSocket, RunningQemu, SocketState
     from qmpsnap.model.start import GuestMemory, Start
@@ -128,6 +129,7 @@ __all__ = [  # noqa: RUF022
     "MomentRecord", "IntentRecord", "Origin", "Member",
     "KeptState", "Fingerprint", "Bitmap", "Job", "JobPlace", "JobStatus", "Status", "Pause", "IoStatus",
     "Event", "Overview", "JobNow", "draw", "Picture", "PictureFormat", "explain", "Meaning", "MEANINGS",
+    "Schema", "SchemaCommand", "SchemaMember", "SchemaType",
     "QmpsnapError", "Changed",
     "Refused", "NotFound", "AmbiguousName", "NotInChain", "Busy", "TargetExists", "InvalidTarget",
     "FileMoved", "ImageInUse", "StillNeeded", "WouldLose", "Unsupported", "UnsafeImage", "BadArgument",
@@ -159,6 +161,7 @@ _HOMES = (
     "model.moments",
     "model.pause",
     "model.picture.picture",
+    "model.qapi_schema",
     "model.record",
     "model.running_qemu",
     "model.start",

@@ -28,6 +28,7 @@ from qmpsnap.model.moments import Moments
 from qmpsnap.model.pause import Pause
 from qmpsnap.model.picture.live import picture_of_machine
 from qmpsnap.model.picture.picture import Picture
+from qmpsnap.model.qapi_schema import Schema, parse_schema
 from qmpsnap.model.start import Start
 from qmpsnap.model.view import DiskView
 from qmpsnap.pauses import why_paused
@@ -1108,6 +1109,17 @@ class VM:
         """Raise what `stop` would raise; nothing that changes anything is sent."""
         guest_of(self._target)
         refuse_stop(await self.jobs.interrupted(live=True))
+
+    async def schema(self) -> Schema:
+        """The commands that QEMU has, with their arguments, its events, and their types.
+
+        Raises:
+            TargetError: When QEMU does not answer within the session's reply limit.
+            Malformed: When the answer is not a schema.
+
+        QAPI: query-qmp-schema (introspect.json).
+        """
+        return parse_schema(await self._target.execute("query-qmp-schema"))
 
     async def execute(self, command: str, arguments: Mapping[str, object] | None = None) -> object:
         """Send any QMP command as it is; return what QEMU returns.

@@ -199,6 +199,7 @@ METHODS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
 }
 WITHOUT = {
     "check_stop",
+    "schema",
     "status",
     "stop",
     "graph",

@@ -55,6 +55,7 @@ _VERBS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "doctor": ("doctor", "doctor"),
         "qmp": ("qmp", "qmp"),
         "record": ("record", "record"),
+        "shell": ("shell", "shell"),
         "replay": ("replay", "replay"),
         "explain": ("explain", "explain"),
         "completion": ("completion", "completion"),

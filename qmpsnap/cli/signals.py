@@ -42,11 +42,13 @@ class Signals:
     Attributes:
         cancel: Set to stop the operation (for `Hooks`).
         detach: Set to leave its job running (for `Hooks`).
+        terminated: Whether SIGTERM has arrived.
     """
 
     def __init__(self, app: App) -> None:
         self.cancel = anyio.Event()
         self.detach = anyio.Event()
+        self.terminated = False
         self._app = app
         self._loop = asyncio.get_running_loop()
         self._task = asyncio.current_task()
@@ -107,6 +109,10 @@ class Signals:
         finally:
             self._end = None
 
+    def forget(self) -> None:
+        """Go on after an interrupt: the next one is a first one again."""
+        self._interrupts = 0
+
     @contextmanager
     def undone(self) -> Iterator[None]:
         """Handle signals for work that undoes what it has begun when it is cancelled, within a time limit."""
@@ -138,6 +144,7 @@ class Signals:
         if self._ended:
             return
         self._interrupts += 1
+        self.terminated |= number is signal.SIGTERM
         if self._end is not None:
             self._end.set()
         elif not self._running:

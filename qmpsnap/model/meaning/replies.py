@@ -58,7 +58,7 @@ QMP_CLASSES: Mapping[str, Said] = MappingProxyType(
         ),
         "CommandNotFound": Said(
             "This QEMU has no such command, or not in its present state (as before x-exit-preconfig).",
-            "`qmpsnap qmp query-commands` lists the commands that it has.",
+            "`qmpsnap shell` completes the commands that it has.",
         ),
         "DeviceNotFound": Said(
             "There is no device, node or drive of that name.",
