@@ -308,7 +308,7 @@ class Suite:
             if entry.name.isdigit() and str(self.temporary) in command_of(entry)
         ]
         walked = os.walk(self.temporary)  # it passes over a directory that goes meanwhile
-        paths = [os.path.join(place, name) for place, *names in walked for name in chain(*names)]
+        paths = [str(Path(place, name)) for place, *names in walked for name in chain(*names)]
         files = [path for path in paths if "pytest-of" not in path]
         files += [str(path) for path in self.folder.glob("*.q*") if path != self.base]
         return processes, files, self.base.read_bytes() == self.bytes
