@@ -16,7 +16,7 @@ from integration.known_images import MIB, QEMUS
 from integration.machines import blockdev, drive, throttled, wait_for
 from integration.test_encryption import encrypted
 from qmpsnap.model.empty_image import empty_qcow2
-from qmpsnap.plan.diagnosis.chain import LONG_CHAIN
+from qmpsnap.model.graph import LONG_CHAIN
 
 ONE = pytest.mark.parametrize("qemu", QEMUS[:1], indirect=True, ids=[QEMUS[0].short])
 

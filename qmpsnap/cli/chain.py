@@ -13,7 +13,7 @@ from qmpsnap.cli.picture import drawn, emit_picture, is_picture
 from qmpsnap.cli.runner import current_app, run
 from qmpsnap.cli.signals import Signals
 from qmpsnap.model.disk_names import find_disk
-from qmpsnap.model.graph import Disk, Layer, draw
+from qmpsnap.model.graph import LONG_CHAIN, Disk, Layer, draw
 from qmpsnap.model.hints import command
 from qmpsnap.model.pause import Pause
 from qmpsnap.model.picture.picture import Picture
@@ -21,7 +21,6 @@ from qmpsnap.model.printable import printable
 from qmpsnap.model.units import size
 from qmpsnap.vm import VM
 
-_LONG = 200  # layers; libvirt refuses more, and each costs time at every start and every query
 _HEADER = ("FORMAT", "SIZE", "ALLOCATED", "NODE", "FILE")
 _RIGHT = ("SIZE", "ALLOCATED")
 
@@ -55,7 +54,7 @@ def chain(disk: str | None, form: str) -> None:
     disks, invalid, warnings, pause = run(work, looks=True)
     to_stderr(*(f"warning: {printable(warning)}" for warning in warnings))
     for entry in disks:
-        if len(entry.layers) > _LONG:
+        if len(entry.layers) > LONG_CHAIN:
             to_stderr(
                 f"warning: {printable(entry.name)} has {len(entry.layers)} layers, which slows down "
                 "every start and every query; commit some of them: "

@@ -30,6 +30,9 @@ NESTED_DRIVERS = frozenset({
 # Protocol drivers whose `file` is a path on the host that runs QEMU.
 PATH_DRIVERS = frozenset({"file", "host_cdrom", "host_device"})
 
+LONG_CHAIN = 200
+"""Layers. libvirt refuses more, and each look at the graph holds QEMU's main loop for 0.3 s."""
+
 Chains = dict[str, tuple[str, ...]]
 """Files of each disk's chain, active first, by the disk's name."""
 

@@ -9,14 +9,11 @@ from itertools import zip_longest
 
 from qmpsnap.errors import FileMoved
 from qmpsnap.model.files import Files
-from qmpsnap.model.graph import FILTER_DRIVERS, Disk, Layer
+from qmpsnap.model.graph import FILTER_DRIVERS, LONG_CHAIN, Disk, Layer
 from qmpsnap.model.hints import qmp_words
 from qmpsnap.model.names import digest, stem
 from qmpsnap.plan.checks.opened import moved_layers, temporary
 from qmpsnap.plan.diagnosis.facts import Case, Facts
-
-LONG_CHAIN = 200
-"""Layers. libvirt refuses more, and each look at the graph holds QEMU's main loop for 0.3 s."""
 
 _AGAIN = "it copies nothing: it writes the name and the format into the header"
 

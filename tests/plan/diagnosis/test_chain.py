@@ -5,9 +5,9 @@ from msgspec.structs import replace
 
 from qmpsnap.model.files import FileFact, OpenFile
 from qmpsnap.model.frozen import Frozen
+from qmpsnap.model.graph import LONG_CHAIN
 from qmpsnap.model.moments import Moment, MomentPart, Moments
 from qmpsnap.model.wrong_start import WrongStart
-from qmpsnap.plan.diagnosis.chain import LONG_CHAIN
 from qmpsnap.testing.drawing import graph
 from tests.model.records import TIME
 from tests.plan.diagnosis.look import BASE, CHAIN, S1, S2, codes, fact, facts, only, with_file
