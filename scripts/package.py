@@ -2,7 +2,7 @@
 
 - The sdist has the licence, the README and whatever a build needs: the wheel that is built from it equals the
   one that is built from the checkout.
-- The wheel has every file of qmpsnap/, the licence, and nothing else.
+- The wheel has every file of qmpsnap/, the licence, and nothing else; its metadata has what PyPI reads.
 - Without extras each public name can be imported, the test guest's command runs, and `qmpsnap` says what it
   lacks. With [cli] `qmpsnap` runs.
 
@@ -36,6 +36,11 @@ import sys
 from setuptools import build_meta
 getattr(build_meta, f"build_{sys.argv[1]}")(sys.argv[2])
 """
+FOR_PYPI = (
+    "License-Expression: Apache-2.0",
+    "License-File: LICENSE",
+    "Description-Content-Type: text/markdown",
+)
 EVERY_NAME = """
 import importlib.util, sys, qmpsnap
 assert qmpsnap.__file__.startswith(sys.argv[1]), qmpsnap.__file__
@@ -137,11 +142,13 @@ def compared(wheel: Mapping[str, bytes], again: Mapping[str, bytes], ours: Mappi
     package = {name for name in ours if name.startswith("qmpsnap/")}
     found = {name for name in wheel if ".dist-info/" not in name}
     licences = [name for name in wheel if name.endswith("/LICENSE")]
+    (metadata,) = (wheel[name].decode().splitlines() for name in wheel if name.endswith("/METADATA"))
     return [
         *(f"not in the wheel: {name}" for name in sorted(package - found)),
         *(f"in the wheel, and not in the checkout: {name}" for name in sorted(found - package)),
         *(f"differs in the wheel: {name}" for name in sorted(package & found) if wheel[name] != ours[name]),
         *([] if licences else ["the wheel has no LICENSE"]),
+        *(f"not in the wheel's metadata: {line}" for line in FOR_PYPI if line not in metadata),
         *(
             f"differs in the wheel that is built from the sdist: {name}"
             for name in sorted(wheel.keys() | again.keys())
