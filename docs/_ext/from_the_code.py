@@ -4,6 +4,7 @@ cli-help VERB...     what `qmpsnap VERB... --help` prints
 errors               every class of errors.py, its exit code, and when it is raised
 job-states           QEMU's states of a job, what may follow each, and what can be asked of it there
 meanings KIND        the words of a kind that `qmpsnap explain` knows, their meaning, and what to do
+resume-refused       the run states in which `cont` is refused, why, and what to do instead
 troubles             what the doctor finds, and whether it is a trouble
 """
 
@@ -23,6 +24,7 @@ from qmpsnap.cli.app import App, cli
 from qmpsnap.model.job import TRANSITIONS, VERBS
 from qmpsnap.model.meaning.table import MEANINGS
 from qmpsnap.plan.diagnosis.rules import RULES
+from qmpsnap.plan.vmstate.guest import RESUME_REFUSED
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
@@ -121,6 +123,18 @@ def _marked(text: str) -> nodes.Node:
     return nodes.inline("", "", *pieces)
 
 
+class ResumeRefused(SphinxDirective):
+    """The table of the run states in which the guest may not be resumed."""
+
+    def run(self) -> list[nodes.Node]:
+        """Make one row a state."""
+        rows = [
+            [nodes.literal(text=state), nodes.Text(why), nodes.Text(instead)]
+            for state, (why, instead) in RESUME_REFUSED.items()
+        ]
+        return [_table(["run state", "why", "what to do instead"], rows)]
+
+
 class Troubles(SphinxDirective):
     """The table of everything that the doctor finds."""
 
@@ -161,5 +175,6 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("errors", Errors)
     app.add_directive("job-states", JobStates)
     app.add_directive("meanings", Meanings)
+    app.add_directive("resume-refused", ResumeRefused)
     app.add_directive("troubles", Troubles)
     return {"parallel_read_safe": True}

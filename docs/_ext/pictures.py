@@ -15,7 +15,7 @@ import re
 import shlex
 import tempfile
 import time
-from contextlib import chdir
+from contextlib import chdir, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,7 +36,7 @@ from qmpsnap.testing.drawing import chain, graph
 from qmpsnap.testing.fake import FakeTarget
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from sphinx.application import Sphinx
 
@@ -93,14 +93,30 @@ class Terminal(SphinxDirective):
         with tempfile.TemporaryDirectory() as directory, chdir(directory):
             active = _made(Path(directory), self.content)
             words = ["qmpsnap", "-i", f"vda={active}", *shlex.split(self.arguments[0])]
-            environment = {"COLUMNS": "80", "TZ": "UTC"}
-            os.environ["TZ"] = "UTC"
-            time.tzset()
-            result = CliRunner().invoke(cli, words[1:], prog_name="qmpsnap", obj=App(), env=environment)
+            with _utc():
+                result = CliRunner(env={"COLUMNS": "80"}).invoke(
+                    cli, words[1:], prog_name="qmpsnap", obj=App()
+                )
         if result.exit_code:
             raise self.error(f"{shlex.join(words)}: {result.output}")
         printed = result.output.replace(directory, "/srv/vm1")
         return [_figure(_terminal(f"$ {shlex.join(words)}\n{printed}"))]
+
+
+@contextmanager
+def _utc() -> Iterator[None]:
+    """Have times printed in UTC meanwhile, wherever the pages are built."""
+    before = os.environ.get("TZ")
+    os.environ["TZ"] = "UTC"
+    time.tzset()
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["TZ"]
+        else:
+            os.environ["TZ"] = before
+        time.tzset()
 
 
 def _drawn(lines: Iterable[str]) -> qmpsnap.Graph:

@@ -14,10 +14,12 @@ _WRECK = (
     "a load of VM state has failed, or its client went away in the middle of it: the guest's memory may "
     "belong to other disks"
 )
+_SAVED = (
+    "its state was saved or migrated away. If it runs here, the saved state no longer matches its disks, "
+    "and a migrated guest would run twice"
+)
 
-# Run states in which QEMU would take `cont`, or say no without a way out: why not, and what to do instead.
-# QAPI: RunState (run-state.json). What is missing here may be let run.
-_STAYS = {
+RESUME_REFUSED = {
     FOR_A_LOAD: (
         _WRECK,
         f"qmpsnap jobs shows what is left, and how to finish it; else {LOAD_FAILED}; {_BARE}",
@@ -25,6 +27,10 @@ _STAYS = {
     "inmigrate": (
         "QEMU waits for VM state, and would start the guest as soon as it arrives",
         LOAD_STATE,
+    ),
+    "postmigrate": (
+        _SAVED,
+        "to resume it here all the same: qmpsnap cont --after-migration",
     ),
     "finish-migrate": ("a migration is about to end", "wait until it ends"),
     "save-vm": ("VM state is being saved", "wait until it ends"),
@@ -39,6 +45,11 @@ _STAYS = {
     "preconfig": ("the machine is not created yet", "qmpsnap qmp x-exit-preconfig"),
     "colo": ("it is part of a COLO pair", "end that first: qmpsnap qmp x-colo-lost-heartbeat"),
 }
+"""Run states in which we refuse to resume the guest: why, and what to do instead.
+
+QEMU would take `cont` there, or refuse it without saying what helps.
+In every other state the guest may be resumed. QAPI: RunState (run-state.json).
+"""
 
 
 def refuse_cont(status: Status, records: Iterable[IntentRecord], *, after_migration: bool) -> None:
@@ -64,17 +75,15 @@ def refuse_cont(status: Status, records: Iterable[IntentRecord], *, after_migrat
             job_id="",
             hint=f"wait until it ends, or cancel it: {qmp('migrate_cancel')}",
         )
-    feature = f"resuming the guest in run state {status.state!r}"
-    if status.state == "postmigrate" and not after_migration:
+    if status.state == "postmigrate" and after_migration:
+        return
+    if status.state in RESUME_REFUSED:
+        why, hint = RESUME_REFUSED[status.state]
         raise Unsupported(
-            "the machine is in the state postmigrate: its state was saved or migrated away. If it "
-            "runs here, the saved state no longer matches its disks, and a migrated guest would run twice",
-            feature=feature,
-            hint="to resume it here all the same: qmpsnap cont --after-migration",
+            f"the machine is in the state {status.state}: {why}",
+            feature=f"resuming the guest in run state {status.state!r}",
+            hint=hint,
         )
-    if status.state in _STAYS:
-        why, hint = _STAYS[status.state]
-        raise Unsupported(f"the machine is in the state {status.state}: {why}", feature=feature, hint=hint)
 
 
 def refuse_stop(records: Iterable[IntentRecord]) -> None:
