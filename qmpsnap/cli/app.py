@@ -223,8 +223,9 @@ def _shared_options(*, again: bool) -> list[click.Parameter]:
         option(
             "--launcher",
             metavar="COMMAND",
-            help="Command that starts a second QEMU of the machine, if a verb needs it; it gets the images "
-            "as $QMPSNAP_DISK_NAME, and more arguments for QEMU.",
+            help="Command that starts a second QEMU of the machine, if a verb needs it: as a rule a script "
+            'that ends in `exec qemu-system-x86_64 OPTIONS "$@"`, and has the image of the disk NAME from '
+            "$QMPSNAP_DISK_NAME.",
         ),
     ]
 
@@ -283,6 +284,12 @@ class Group(click.Group):
     """A group whose help is written like a verb's."""
 
     context_class = _Context
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the arguments; without any, it is a usage error that lists the commands."""
+        if not args and not ctx.resilient_parsing:
+            ctx.fail(f"give one of {', '.join(self.list_commands(ctx))}")
+        return super().parse_args(ctx, args)
 
 
 class Verb(click.Command):
@@ -354,7 +361,12 @@ class Verbs(Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Find the verb; one that does not exist is a usage error that lists those that do."""
         if args and self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
-            ctx.fail(f"there is no verb {args[0]!r}; the verbs are {', '.join(_VERBS)}")
+            from difflib import get_close_matches  # noqa: PLC0415 - for a mistake alone
+
+            near = [name for name in _VERBS if name.startswith(args[0])]
+            near = near or get_close_matches(args[0], (*_VERBS, *_ALIASES))
+            others = f"did you mean {' or '.join(near)}?" if near else f"the verbs are {', '.join(_VERBS)}"
+            ctx.fail(f"there is no verb {args[0]!r}; {others}")
         return super().resolve_command(ctx, args)
 
 

@@ -45,7 +45,10 @@ def launcher_given(app: App, verb: str) -> Launcher:
         click.UsageError: When the option is missing, or its command is invalid.
     """
     if app.launcher is None:
-        raise click.UsageError(f"{verb} starts other QEMUs: give --launcher COMMAND")
+        raise click.UsageError(
+            f"{verb} starts other QEMUs: give --launcher COMMAND, a script that starts QEMU with the image "
+            'of each disk NAME, which is $QMPSNAP_DISK_NAME, and with "$@" at its end'
+        )
     return _launcher(app.launcher)
 
 

@@ -159,7 +159,8 @@ def _words(text: str) -> list[str]:
         else:
             words.append(word)
             typed = word.lstrip("(") == "qmpsnap"
-        if word.endswith((",", ";", ")")) and words[-1].count("'") % 2 == 0:
+        ends = word.endswith((",", ";", ")")) or (word.endswith(".") and word.strip("./"))
+        if ends and words[-1].count("'") % 2 == 0:
             typed = False
     return words
 

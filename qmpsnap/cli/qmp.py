@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 
 import click
 
@@ -12,6 +13,8 @@ from qmpsnap.cli.options import COMMAND, dry_run
 from qmpsnap.cli.output import emit, json_line
 from qmpsnap.cli.runner import current_app, run, show_steps
 from qmpsnap.cli.signals import Signals
+from qmpsnap.errors import CommandFailed
+from qmpsnap.model.qmp_line import similar
 from qmpsnap.vm import VM
 
 
@@ -37,7 +40,7 @@ def qmp(command: str, arguments: str | None) -> None:
 
     async def work(vm: VM, signals: Signals) -> object:
         with signals.operation(None):
-            return await vm.execute(command, parsed)
+            return await _execute(vm, command, parsed)
 
     answer = run(work)
     if current_app().json:
@@ -46,6 +49,17 @@ def qmp(command: str, arguments: str | None) -> None:
         emit(*answer.splitlines())
     else:
         emit(*json.dumps(answer, indent=2).splitlines())
+
+
+async def _execute(vm: VM, command: str, arguments: dict[str, object]) -> object:
+    """Send it; the error of a command that this QEMU does not have names similar ones."""
+    try:
+        return await vm.execute(command, arguments)
+    except CommandFailed as error:
+        if error.qmp_class == "CommandNotFound":
+            with suppress(CommandFailed):
+                error.hint = similar(command, (await vm.schema()).commands) or error.hint
+        raise
 
 
 def _object(text: str | None) -> dict[str, object]:

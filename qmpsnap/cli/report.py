@@ -133,7 +133,7 @@ def _hint(error: QmpsnapError) -> str:
 
 
 def _usage_error(app: App, arguments: Sequence[str], error: click.ClickException) -> int:
-    message = error.format_message()
+    message = error.format_message().replace("\n\t", " ")  # between the choices of a missing argument
     context = error.ctx if isinstance(error, click.UsageError) else None
     path = context.command_path if context is not None else "qmpsnap"
     hint = f"{path} --help"

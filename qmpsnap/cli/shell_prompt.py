@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.highlighter import JSONHighlighter
 from rich.text import Text
 
-from qmpsnap.cli.output import emit
+from qmpsnap.cli.output import emit, wrap
 from qmpsnap.cli.shell_history import ShellHistory, history_file
 from qmpsnap.cli.shell_sender import ENDS, Sender, Unanswered, error_lines
 from qmpsnap.errors import Interrupted, LinkLost, QmpsnapError
@@ -60,7 +60,7 @@ async def converse(sender: Sender) -> None:
         interrupt_exception=_LineDropped,
         eof_exception=_InputEnded,
     )
-    emit(_greeting(sender))
+    _emit(_greeting(sender))
     try:
         with patch_stdout(raw=True), sender.vm.events(_show_event):
             await _Conversation(sender, history).run(session)
@@ -91,7 +91,7 @@ class _Conversation:
             except (LinkLost, Interrupted):
                 raise
             except QmpsnapError as error:
-                emit(*error_lines(error))
+                _emit(*error_lines(error))
         if self._unanswered:
             names = ", ".join(self._unanswered.values())
             raise LinkLost(
@@ -104,7 +104,7 @@ class _Conversation:
         """Do what a line says; False when it ends the shell."""
         word, _, rest = line.strip().partition(" ")
         if word == HELP:
-            emit(*help_lines(rest, self._sender.schema))
+            _emit(*help_lines(rest, self._sender.schema))
             return True
         request = self._sender.read(line)
         if request is ENDS:
@@ -187,6 +187,11 @@ class _Completer(Completer):
             Completion(candidate.text, back, display_meta=printable(candidate.note))
             for candidate in found.candidates
         ]
+
+
+def _emit(*lines: str) -> None:
+    """Print lines, wrapped between words."""
+    emit(*(part for line in lines for part in wrap(line)))
 
 
 def _greeting(sender: Sender) -> str:

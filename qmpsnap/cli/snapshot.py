@@ -48,7 +48,8 @@ def snapshot(
 ) -> None:
     """Put a new overlay on each disk, all at one instant; a running guest keeps running.
 
-    With --internal the snapshot is taken inside the images instead.
+    With --internal the snapshot is taken inside the images instead; to revert to it, the machine has to be
+    off.
 
     NAME is the snapshot's name. [default: snap-YYYYmmddTHHMMSS, local time]
     """

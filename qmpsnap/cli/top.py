@@ -71,7 +71,7 @@ def _display(name: str, scope: anyio.CancelScope, *, once: bool) -> Screen | Lin
 
         if not (console := Console()).is_dumb_terminal:
             return Screen(console, name, scope)
-    return Lines(name, scope, as_json=current_app().json)
+    return Lines(name, scope, as_json=current_app().json, once=once)
 
 
 class Lines:
@@ -81,12 +81,14 @@ class Lines:
         name: The machine's name.
         scope: Is cancelled when nobody reads any more.
         as_json: Whether each overview is a JSON object on one line.
+        once: Whether one overview is shown; it has the progress of the jobs.
     """
 
-    def __init__(self, name: str, scope: anyio.CancelScope, *, as_json: bool) -> None:
+    def __init__(self, name: str, scope: anyio.CancelScope, *, as_json: bool, once: bool) -> None:
         self._name = name
         self._scope = scope
         self._json = as_json
+        self._once = once
         self._heard = 0
         self._block: list[str] = []
 
@@ -101,7 +103,7 @@ class Lines:
         if self._json:
             lines = [json_line(**overview.to_json(heard=self._heard))]
         else:
-            now = block(overview, self._name)
+            now = block(overview, self._name, progress=self._once)
             lines = [f"event {event_line(event)}" for event in overview.events_since(self._heard)]
             if now != self._block:
                 lines += [*now, ""]

@@ -55,15 +55,22 @@ def screen(overview: Overview, name: str, *, width: int, height: int, ascii_only
     return lines
 
 
-def block(overview: Overview, name: str) -> list[str]:
-    """Lines for a file or a pipe, without progress and without events: they differ only after a change."""
+def block(overview: Overview, name: str, *, progress: bool = False) -> list[str]:
+    """Lines for a file or a pipe, without events.
+
+    Args:
+        overview: The overview.
+        name: The machine's name.
+        progress: Whether each job has its progress; without it the lines differ only after a change.
+    """
     lines = _head(overview, name)
     for disk in overview.graph.disks.values():
         mark = f" {_MARK}" if _is_marked(disk) else ""
         lines.append(Text(f"{printable(disk.name)}: {printable(draw(disk.files))}{mark}"))
     for job in overview.jobs:
         where = f", into {printable(relative(job.place.target))}" if job.place.target else ""
-        lines.append(Text(f"job {printable(job.job.id)}: {_job_title(job)}{where}"))
+        about = f", {amount}" if progress and (amount := progress_facts(job.progress)) else ""
+        lines.append(Text(f"job {printable(job.job.id)}: {_job_title(job)}{about}{where}"))
     return [line.plain for line in lines]
 
 

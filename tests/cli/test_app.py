@@ -48,6 +48,32 @@ def test_a_verb_that_does_not_exist_is_answered_by_those_that_do(qmpsnap):
     assert "there is no verb 'merge'; the verbs are chain, snapshot" in ended.err
 
 
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [("snap", "snapshot"), ("chian", "chain"), ("check", "checkpoint"), ("st", "stream or status or stop")],
+)
+def test_a_verb_that_is_misspelled_or_cut_short_is_answered_by_similar_ones(qmpsnap, typed, meant):
+    ended = qmpsnap(typed)
+    assert ended.code == 2
+    assert ended.err.splitlines()[0] == f"qmpsnap: there is no verb {typed!r}; did you mean {meant}?"
+
+
+@pytest.mark.parametrize(
+    ("group", "commands"),
+    [("job", "cancel, pause, resume, speed, wait"), ("backup", "list, restore, run, verify")],
+)
+def test_a_group_alone_names_its_commands(qmpsnap, group, commands):
+    ended = qmpsnap(group)
+    assert ended.code == 2
+    assert ended.err.splitlines()[0] == f"qmpsnap: give one of {commands}"
+
+
+def test_a_missing_word_is_answered_by_the_choices_on_one_line(qmpsnap):
+    ended = qmpsnap("completion")
+    assert ended.code == 2
+    assert ended.err.splitlines()[0].endswith("Choose from: bash, zsh, fish")
+
+
 def test_no_socket_is_a_usage_error_that_says_how_to_give_one(qmpsnap):
     ended = qmpsnap("chain")
     assert ended.code == 2

@@ -17,7 +17,8 @@ from tests.model.test_template import RECORD
 def test_verb_without_a_launcher_is_a_usage_error(qmpsnap, words):
     ended = qmpsnap("-s", "/none", *words)
     assert ended.code == 2
-    assert f"{words[0]} starts other QEMUs: give --launcher COMMAND" in ended.err
+    assert f"{words[0]} starts other QEMUs: give --launcher COMMAND, a script that" in ended.err
+    assert '$QMPSNAP_DISK_NAME, and with "$@" at its end' in ended.err
 
 
 def test_launcher_that_no_shell_could_read_is_a_usage_error(qmpsnap):

@@ -123,6 +123,13 @@ def test_table_has_remarks_below_their_row():
                 """    qmpsnap qmp blockdev-del '{"node-name": "a, b"}', and on""",
             ],
         ),
+        (
+            "qmpsnap cont resumes it. Look at qmpsnap jobs first: it shows what was interrupted, and so on",
+            [
+                "qmpsnap cont resumes it. Look at",
+                "    qmpsnap jobs first: it shows what was interrupted, and so on",
+            ],
+        ),
     ],
 )
 def test_flow_breaks_between_words_and_no_command_line(text, lines):

@@ -164,3 +164,10 @@ def test_block_is_the_same_while_only_progress_and_events_change():
         "vdb: [data*] (read-only)",
         "job qmpsnap-commit-pivot-0a1b2c3d: commit of vda: running, into /d/base.qcow2",
     ]  # fmt: skip
+
+
+def test_block_that_is_printed_once_has_the_progress_of_each_job():
+    assert block(FULL, "vm1", progress=True)[-1] == (
+        "job qmpsnap-commit-pivot-0a1b2c3d: commit of vda: running, "
+        "50% of 100 MiB, 10 MiB/s, 5 s left, into /d/base.qcow2"
+    )

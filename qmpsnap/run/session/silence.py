@@ -15,7 +15,9 @@ from qmpsnap.run.proc import is_stopped
 from qmpsnap.run.session.dial import Address
 from qmpsnap.run.sockets import clients_of, tcp_clients_of
 
-_OTHERS_CLIENT = "end that client, or give QEMU one more monitor: it serves one client at a time on each"
+_OTHERS_CLIENT = (
+    "end that client, or start QEMU with one more -qmp: it serves one client at a time on each monitor"
+)
 
 
 class Silence(Struct, frozen=True):
