@@ -1,4 +1,4 @@
-"""Says who has an image open whose lock QEMU did not get, which QEMU's own message does not."""
+"""Says who has a file open that is in the way, which neither QEMU's message nor the system's error does."""
 
 # Paths stay as QEMU spells them:
 # ruff: noqa: PTH116
@@ -12,7 +12,7 @@ from functools import partial
 from qmpsnap.model.hints import hint_for, is_lock_refused
 from qmpsnap.run.descriptors import image_files
 from qmpsnap.run.disk import in_thread
-from qmpsnap.run.holders import FileId, users
+from qmpsnap.run.holders import FileId, Holder, users
 
 _MOST = 3  # files that are named; a base image may be shared by many machines
 
@@ -46,6 +46,17 @@ def lock_holders(files: tuple[str, ...], pid: int | None) -> str:
     named = [f"{holder} has {wanted[key]} open" for key, holder in found.items()]
     more = f", and {len(named) - _MOST} more" if len(named) > _MOST else ""
     return ", ".join(named[:_MOST]) + more
+
+
+def user_of(file: str) -> Holder:
+    """The first other process that we see with the file open; without a process id if we see none.
+
+    Args:
+        file: Its path, or that of a directory.
+    """
+    key = _key(file)
+    found = users((key,), apart=(os.getpid(),)) if key is not None else {}
+    return next(iter(found.values()), Holder())
 
 
 def _key(file: str) -> FileId | None:

@@ -19,6 +19,7 @@ from qmpsnap.model.step import Step
 from qmpsnap.plan.commands.migration import Until
 from qmpsnap.run.cleanup import Created
 from qmpsnap.run.disk import in_thread
+from qmpsnap.run.lock_holders import user_of
 from qmpsnap.run.machine import run_state
 from qmpsnap.run.memory_files import is_closed, open_memory
 from qmpsnap.run.os_errors import unusable
@@ -233,7 +234,8 @@ class Migrations:
         try:
             while not await in_thread(partial(is_closed, file)):
                 if time.monotonic() > limit:
-                    raise _stuck(f"another process has {file} open and locked", "closing")
+                    holder = await in_thread(partial(user_of, file))
+                    raise _stuck(f"{holder} has {file} open and locked", "closing")
                 await self._next(self._changed, _LOOK)
         except OSError as error:
             raise unusable(file, error, "look at") from error

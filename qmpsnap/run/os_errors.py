@@ -12,6 +12,7 @@ from types import MappingProxyType
 
 from qmpsnap.errors import InvalidTarget
 from qmpsnap.model.files import NOT_ALLOWED
+from qmpsnap.run.lock_holders import user_of
 
 # Other errors have the C library's text and no hint.
 _TABLE: Mapping[int, tuple[str, str]] = MappingProxyType(
@@ -77,4 +78,6 @@ def unusable(file: str, error: OSError | ValueError, verb: str) -> InvalidTarget
         why, what = f"there is no directory {directory!r}", "create it first"
     elif number in {errno.EACCES, errno.EPERM, errno.EROFS}:
         why = f"{directory!r} is not writable for qmpsnap ({why})"
+    elif number == errno.EAGAIN:
+        why = f"{user_of(file)} holds a lease or a lock on it"
     return InvalidTarget(f"cannot {verb} {file!r}: {why}", file=file, hint=what)

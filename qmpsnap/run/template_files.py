@@ -30,6 +30,7 @@ from qmpsnap.model.template import (
     to_text,
 )
 from qmpsnap.run.disk import sync_directory
+from qmpsnap.run.lock_holders import user_of
 from qmpsnap.run.os_errors import reason, unusable
 from qmpsnap.run.safe_open import create_file, open_directory, open_file, remove_tree
 
@@ -94,7 +95,9 @@ class Partial:
             remove_tree(self.path)
         except BlockingIOError as error:
             raise TargetExists(
-                f"another process is making {self._directory!r} now", file=self._directory, hint="wait for it"
+                f"{user_of(self.path)} is making {self._directory!r} now",
+                file=self._directory,
+                hint="wait until it ends",
             ) from error
         finally:
             os.close(descriptor)

@@ -8,16 +8,23 @@ import sys
 from contextlib import contextmanager
 
 from qmpsnap.model.hints import hint_for
-from qmpsnap.run.lock_holders import lock_holders, refusal_hint
+from qmpsnap.run.holders import Holder
+from qmpsnap.run.lock_holders import lock_holders, refusal_hint, user_of
 from tests.each import each
 
 LOCK = 'Failed to get "write" lock'
-OPEN = "import sys; files = [open(name) for name in sys.argv[1:]]; print('open', flush=True); input()"
+OPEN = """
+import fcntl, os, sys
+for name in sys.argv[1:]:
+    fcntl.flock(os.open(name, os.O_RDONLY), fcntl.LOCK_SH)
+print("open", flush=True)
+input()
+"""
 
 
 @contextmanager
 def opening(*files):
-    """Another process that has the files open."""
+    """Another process that has the files, or directories, open and locked (flock)."""
     words = [sys.executable, "-S", "-c", OPEN, *files]
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
         assert child.stdout is not None
@@ -53,3 +60,13 @@ def test_lock_holders_looks_at_all_images_of_the_process_when_no_file_is_named(t
 @each("file", ["/none", "/nul\0"])
 def test_lock_holders_knows_nobody_when_a_name_leads_to_no_file(file):
     assert lock_holders((file,), None) == ""
+
+
+def test_user_of_is_the_other_process_that_has_the_file_open(tmp_path):
+    file = tmp_path / "a"
+    file.touch()
+    with file.open(), opening(str(file)) as pid:
+        assert user_of(str(file)).pid == pid
+    with file.open():
+        assert user_of(str(file)) == Holder()
+    assert user_of("/none") == Holder()

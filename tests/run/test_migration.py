@@ -28,6 +28,7 @@ from qmpsnap.run import session as sessions
 from qmpsnap.run.memory_files import open_memory
 from qmpsnap.run.migration import Migrations
 from qmpsnap.testing.server import Emit, Fail, Hangup, Return
+from tests.run.test_lock_holders import opening
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -178,6 +179,18 @@ async def test_await_closed_returns_once_the_last_descriptor_is_closed(
         assert not waiting.done()
         os.close(qemus)
         await waiting
+
+
+async def test_await_closed_names_the_process_that_keeps_the_file_open(
+    server: QmpServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(migration, "_MOMENT", 0.0)
+    file = tmp_path / "m"
+    file.touch(0o600)
+    with opening(str(file)) as pid:
+        async with migrations(server) as moving:
+            with pytest.raises(MigrationFailed, match=rf"process {pid} \(.*\) has {file} open and locked"):
+                await perform(moving, await_closed(str(file)))
 
 
 # -- waits -----------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from qmpsnap.run.os_errors import hint, reason, unusable
 from tests.each import each
+from tests.run.test_lock_holders import opening
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -53,3 +54,16 @@ def test_unusable_says_whose_leave_is_missing() -> None:
     error = unusable("/d/f", PermissionError(errno.EPERM, "Operation not permitted"), "rename")
     assert error.message == "cannot rename '/d/f': '/d' is not writable for qmpsnap (operation not permitted)"
     assert error.hint == "run as the owner of the file and its directory"
+
+
+def test_unusable_names_the_process_that_holds_a_lease_or_a_lock(tmp_path: Path) -> None:
+    file = tmp_path / "m"
+    file.touch()
+    again = BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+    with opening(str(file)) as pid:
+        message = unusable(str(file), again, "open").message
+        assert message.startswith(f"cannot open '{file}': process {pid} (python")
+        assert message.endswith(") holds a lease or a lock on it")
+    error = unusable(str(file), again, "open")
+    assert error.message == f"cannot open '{file}': another process holds a lease or a lock on it"
+    assert error.hint == "wait for that process to end"

@@ -19,6 +19,7 @@ from qmpsnap.run.template_files import (
 )
 from tests.each import each
 from tests.model.test_template import RECORD
+from tests.run.test_lock_holders import opening
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -71,6 +72,14 @@ def test_template_that_is_not_complete_is_removed(tmp_path: Path) -> None:
         Partial(str(tmp_path / "t1"), SIZE)
     partial.close()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_template_that_another_process_makes_names_that_process(tmp_path: Path) -> None:
+    (tmp_path / ".t1.partial").mkdir()
+    with opening(str(tmp_path / ".t1.partial")) as pid, pytest.raises(TargetExists) as caught:
+        Partial(str(tmp_path / "t1"), SIZE)
+    assert caught.value.message.startswith(f"process {pid} (python")
+    assert caught.value.message.endswith(f") is making '{tmp_path}/t1' now")
 
 
 def test_complete_template_that_nobody_is_to_get_is_removed(tmp_path: Path) -> None:
