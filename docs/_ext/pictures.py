@@ -1,7 +1,8 @@
 """Directives that draw: the pictures are made by the code that they are about, each time the pages are built.
 
 chain-picture        the chains of its lines, each `DISK: base <- overlay*`
-plan-picture INTENT  what the planner makes of the intent on these chains, before and after
+plan-picture INTENT  what the planner makes of the intent on these chains, before and after; the overlay
+                     `vda.one.qcow2` began at the snapshot `one`
 terminal COMMAND     what the command prints of a machine that is off; each line makes an image:
                      `FILE [on BACKING] [at SNAPSHOT] [holds N MiB]`, the active one last
 """
@@ -34,6 +35,7 @@ from qmpsnap.model.record_file import to_json
 from qmpsnap.plan.picture import picture_of_chains
 from qmpsnap.testing.drawing import chain, graph
 from qmpsnap.testing.fake import FakeTarget
+from qmpsnap.testing.fake_files import FakeFiles
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -77,7 +79,10 @@ class PlanPicture(SphinxDirective):
         """Plan it, and draw the chains before and after."""
         names = {name: getattr(qmpsnap, name) for name in qmpsnap.__all__}
         intent = eval(self.arguments[0], names)  # noqa: S307 - our own page's
-        vm = qmpsnap.VM(FakeTarget(_drawn(self.content)))
+        drawn = _drawn(self.content)
+        files = FakeFiles(drawn)
+        files.records.extend(_snapshots(drawn))
+        vm = qmpsnap.VM(FakeTarget(drawn, files=files))
         return [_figure(asyncio.run(vm.plan(intent)).picture().render("svg"))]
 
 
@@ -122,6 +127,23 @@ def _utc() -> Iterator[None]:
 def _drawn(lines: Iterable[str]) -> qmpsnap.Graph:
     disks = (line.partition(": ") for line in lines)
     return graph(*(chain(drawing, name=name, directory="/srv/vm1") for name, _, drawing in disks))
+
+
+def _snapshots(drawn: qmpsnap.Graph) -> Iterator[MomentRecord]:
+    """A record for each overlay that is named as `snapshot` names it."""
+    for disk, files in drawn.chains().items():
+        for index, file in enumerate(files):
+            _, *name, _ = Path(file).name.split(".")
+            if name:
+                yield MomentRecord(
+                    f"qmpsnap-snapshot-keep-{len(files) - index:08x}",
+                    name[0],
+                    f"2026-05-{len(files) - index:02}T09:30:00+00:00",
+                    {disk: file},
+                    {disk: files[index + 1]},
+                    {disk: files[index + 1 :]},
+                    directory=state_directory(files[-1]),
+                )
 
 
 def _made(directory: Path, lines: Iterable[str]) -> str:
