@@ -50,6 +50,16 @@ def test_readme_s_commands_run_in_their_order(images, machine, tmp_path, way):
         assert ended.code == 0, (words, ended)
 
 
+def test_readme_s_commands_for_a_trouble_find_none_on_a_healthy_machine(images, machine):
+    commands = typed(README, "From the shell", block=2)
+    assert [words[0] for words in commands] == ["ps", "doctor", "top", "explain", "shell"]
+    with machine(*blockdev("vda", images("vda").active)) as running:
+        cli = Cli(running)
+        for words in commands:
+            ended = cli(*words, *(["--once"] if words == ["top"] else []))
+            assert ended.code == 0, (words, ended)
+
+
 async def test_the_first_page_s_python_runs(images, machine, capsys, leftovers):
     code = re.search(r"```python\n(.*?)```", INDEX, re.DOTALL)[1]
     with machine(*blockdev("vda", images("vda").active)) as running:
