@@ -3,8 +3,10 @@
 An order is one JSON line {"socket", "images", "qemu", "case", "folder", "point", "delay"}: run the case
 there, or if there is no such case, take a backup into a directory of that name, and die by SIGKILL at that
 point of its steps, or so many seconds after it. One with "store" instead of "case" makes the store of the
-checkpoint of that name; the point is then the number of a step that its helper has done. The answer is one
-line: the child's exit status, -9 when it was killed, 0 when the operation has fewer points.
+checkpoint of that name; the point is then the number of a step that its helper has done. One with "template"
+makes a template of the guest in that directory; its points are those of the machine's steps, of the helper's,
+and before and after each piece of work on files. The answer is one line: the child's exit status, -9 when it
+was killed, 0 when the operation has fewer points.
 
 An order {"group": {NAME: SOCKET}, "intent", "victim", "point"} takes a moment of a group, and counts the
 steps of one machine, the victim.
@@ -13,6 +15,7 @@ steps of one machine, the victim.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
 import sys
@@ -21,6 +24,7 @@ import traceback
 from contextlib import AsyncExitStack
 
 import qmpsnap
+import qmpsnap.template
 from integration.cases import CASES
 from integration.harness import copies_counted, kill_me, stepped, stepped_offline
 from integration.helpers import launcher
@@ -44,6 +48,9 @@ async def run(order):
             helper = launcher(qemu, at=lambda _, __, number: at(number))
             await vm.make_store(order["store"], launcher=helper)
         return
+    if "template" in order:
+        await make_template(order, qemu, at)
+        return
     images = order["images"]
     machine = stepped_offline(qemu, images, at) if images else stepped(order["socket"], at)
     async with machine as vm:
@@ -52,6 +59,27 @@ async def run(order):
         else:
             with copies_counted(vm._target):
                 await vm.backup(f"{order['folder']}/{order['case']}")
+
+
+async def make_template(order, qemu, at):
+    numbers = itertools.count()
+
+    def passed(*_):
+        at(next(numbers))
+
+    def counted(work):
+        async def run(*arguments):
+            passed()
+            done = await work(*arguments)
+            passed()
+            return done
+
+        return run
+
+    for name in ("in_thread", "made_in_thread"):
+        setattr(qmpsnap.template, name, counted(getattr(qmpsnap.template, name)))
+    async with stepped(order["socket"], passed) as vm:
+        await vm.freeze_template(order["template"], launcher=launcher(qemu, at=passed))
 
 
 async def run_group(order, at):

@@ -32,7 +32,7 @@ from qmpsnap.own_checkpoint import take, take_back
 from qmpsnap.plan.intent import Load, SaveDevices
 from qmpsnap.run import template_files
 from qmpsnap.run.disk import in_thread, made_in_thread
-from qmpsnap.run.keepers import Keepers, remove_keepers
+from qmpsnap.run.keepers import Keepers, remove_keepers, remove_left
 from qmpsnap.run.outcome import Done
 from qmpsnap.run.paths import absolute
 from qmpsnap.run.safe_open import remove_tree
@@ -276,6 +276,8 @@ async def template_of(
     kept = Keepers("template" if lasting else "fork", directory)
     complete = False
     try:
+        if unfinished.swept:
+            await remove_left(directory, (file for view in views for file in view.files))
         if keepers:
             await kept.create(views, name, synced=lasting)
         disks = await in_thread(partial(layers_of, views))

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import os
+import posixpath
 import secrets
 from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Final, Literal
 
 from qmpsnap.errors import Changed, InvalidTarget
+from qmpsnap.model.files import Ask
 from qmpsnap.model.keeper import keeper_files, owner_text
 from qmpsnap.model.view import DiskView, ViewLayer
-from qmpsnap.run.disk import made_in_thread
+from qmpsnap.run.disk import in_thread, made_in_thread
 from qmpsnap.run.images import Images
 from qmpsnap.run.keeper_state import claim
+from qmpsnap.run.log import get_logger
 from qmpsnap.run.os_errors import unusable
+from qmpsnap.run.survey import look
 
+_log = get_logger("qmpsnap.template")
 _ATTEMPTS: Final = 5
 
 
@@ -105,6 +110,28 @@ async def remove_keepers(keepers: Mapping[str, str]) -> int:
         failure.changed = Changed.YES if removed else Changed.NO
         raise failure
     return removed
+
+
+async def remove_left(directory: str, layers: Iterable[str]) -> None:
+    """Remove the images that a killed process has left that was making the template of this directory.
+
+    Call it while a template is being made there: an image is known to be left by the directory of that one.
+
+    Args:
+        directory: The template's directory; absolute.
+        layers: Files of layers, beside which such images are searched for. One that cannot be removed stays.
+    """
+    places = tuple({posixpath.dirname(layer) for layer in layers})
+    found = (await in_thread(partial(look, Ask(survey=places)))).keepers
+    left = {
+        file: keeper.layer
+        for file, keeper in found.items()
+        if keeper.state == "left" and keeper.layer and keeper.owner.directory == directory
+    }
+    try:
+        await remove_keepers(left)
+    except InvalidTarget as error:
+        _log.warning("images.left", directory=directory, reason=str(error))
 
 
 def _close(lock: int | None) -> None:

@@ -45,7 +45,10 @@ class Partial:
         path: Its directory, which `finish` renames.
         memory: The memory file, sparse and of the memory's size.
         state: The file for the devices' state, which does not exist.
+        swept: Whether a killed process had left one, which was removed.
     """
+
+    swept = False
 
     def __init__(self, directory: str, memory_bytes: int) -> None:
         """Create its directory, and the file of the memory.
@@ -93,6 +96,7 @@ class Partial:
                 raise OSError(errno.EEXIST, os.strerror(errno.EEXIST))
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             remove_tree(self.path)
+            self.swept = True
         except BlockingIOError as error:
             raise TargetExists(
                 f"{user_of(self.path)} is making {self._directory!r} now",

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -8,17 +9,18 @@ from qmpsnap.errors import Changed, InvalidTarget
 from qmpsnap.model.files import Ask
 from qmpsnap.model.view import DiskView, ViewLayer
 from qmpsnap.run.keeper_state import claim
-from qmpsnap.run.keepers import Keepers, remove_keepers
+from qmpsnap.run.keepers import Keepers, remove_keepers, remove_left
 from qmpsnap.run.survey import look
+from qmpsnap.run.template_files import Partial
 
 
-async def created(place: Path) -> Keepers:
-    """The images of a fork of a machine with two layers."""
+async def created(place: Path, kind: Literal["fork", "template"] = "fork") -> Keepers:
+    """The images of a fork, or a template, of a machine with two layers."""
     files = [place / name for name in ("s1", "base")]
     for file in files:
         file.touch()
     layers = tuple(ViewLayer(str(file), "raw") for file in files)
-    keepers = Keepers("fork", str(place / "t1"))
+    keepers = Keepers(kind, str(place / "t1"))
     await keepers.create([DiskView("vda", "t1", layers, virtual_size=1 << 20)], "t1", synced=False)
     return keepers
 
@@ -77,3 +79,23 @@ async def test_image_that_cannot_be_removed_does_not_keep_the_others(tmp_path: P
     with pytest.raises(InvalidTarget) as caught:
         await remove_keepers(keepers)
     assert caught.value.changed is Changed.NO
+
+
+async def test_images_that_a_killed_process_has_left_of_a_template_are_removed(tmp_path: Path) -> None:
+    """Neither those of the process that makes it now, nor those of another template."""
+    left, other = await created(tmp_path, "template"), str(tmp_path / "t2")
+    left.release()
+    unfinished = Partial(str(tmp_path / "t1"), 1 << 20)
+    made, layers = await created(tmp_path, "template"), (str(tmp_path / "s1"), str(tmp_path / "base"))
+    await remove_left(other, layers)
+    assert {path for path in (*left.made, *made.made) if Path(path).exists()} == {*left.made, *made.made}
+    await remove_left(str(tmp_path / "t1"), layers)
+    assert {path for path in (*left.made, *made.made) if Path(path).exists()} == {*made.made}
+    again = await created(tmp_path, "template")
+    again.release()
+    first = next(iter(again.made))
+    Path(first).write_bytes(b"no image of ours")
+    await remove_left(str(tmp_path / "t1"), layers)
+    assert {path for path in again.made if Path(path).exists()} == {first}
+    unfinished.close()
+    await made.remove()
