@@ -16,7 +16,7 @@ async def list_machines() -> tuple[RunningQemu, ...]:
 
     Nothing is asked of QEMU, and no connection is made: all of it is read from /proc, from the kernel's list
     of sockets and from image headers. A process is a QEMU by what it runs, not by what it is called. Of
-    another user's QEMU only that is known which the kernel tells everybody.
+    another user's QEMU it returns only what the kernel tells everybody.
     """
     return await in_thread(running_qemus)
 
@@ -24,8 +24,8 @@ async def list_machines() -> tuple[RunningQemu, ...]:
 async def address_of(machine: str | int) -> str:
     """The address of a machine's QMP monitor, as `connect` takes it.
 
-    Of several monitors it is one that serves no client, if there is such a one. Any user of this host can
-    start a machine of any name: where that matters, give a process id or the monitor's path.
+    If the machine has several monitors, it is one that serves no client, if there is one. Any user
+    of this host can start a machine of any name: where that matters, give a process id or the monitor's path.
 
     Args:
         machine: The machine's name, as QEMU's `-name` gives it, or the id of its process.

@@ -21,8 +21,8 @@ async def remove_template(path: str | os.PathLike[str]) -> tuple[str, ...]:
     """Remove a template with the images that show that its layers are needed.
 
     If its directory was removed, name one of these images (`STEM.NAME-TOKEN.template.qcow2`, beside a layer):
-    then all images that were created with it are removed. So are those of overlays that a clone has kept,
-    once these are gone.
+    then all images that were created with it are removed. Those for overlays that a clone has kept are
+    removed as well, once the overlays are gone.
 
     Args:
         path: The template's directory, or one of these images.

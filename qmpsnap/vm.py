@@ -220,8 +220,8 @@ class VM:
     async def diagnose(self, *, agent: str | os.PathLike[str] | None = None) -> tuple[Finding, ...]:
         """Each trouble of the machine or its images, with its cause and the command that mends it.
 
-        Nothing is changed. What is found on a running machine is looked for twice, 0.2 s apart: an operation
-        of another client that is at work is no trouble. With the machine off, a chain that cannot be read is
+        Nothing is changed. A running machine is looked at twice, 0.2 s apart, because an operation of another
+        client that is at work is no trouble. With the machine off, a chain that cannot be read is
         a finding, and no error.
 
         Args:

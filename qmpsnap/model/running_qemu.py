@@ -22,7 +22,7 @@ class QmpSocket(JsonStruct, frozen=True):
 
     Attributes:
         address: What `connect` and `-s` take, or "" if we cannot connect to it.
-        text: How QEMU's command line calls it.
+        text: The monitor as QEMU's command line names it.
         state: Whether it serves a client now. A monitor serves one client at a time.
         clients: The processes that are connected to it, as far as we may see them.
         remote: Addresses of clients on other hosts.
@@ -42,7 +42,7 @@ class OpenDisk(JsonStruct, frozen=True):
 
     Attributes:
         disk: The disk's name in the command line; "" if it is not known.
-        files: Paths as the process sees them, the active layer first. No other process need see them.
+        files: Paths as the process sees them, the active layer first. They may lead elsewhere for others.
         rest: The backing file that the lowest of them names, if that is not open; "" if there is none.
     """
 
