@@ -10,6 +10,7 @@
     images      images("base <- s1 <- s2", folder=...): images of known content (known_images.make_images)
     doctor      doctor(machine): its Doctor (doctoring.py), which finds troubles and mends them as printed
     small       small(size): a new tmpfs of that size, where we may mount; gone with the test
+    temporary   a new directory whose path is short enough for sockets; gone with the test
     leftovers   leftovers.allow(FILE): a record that the test leaves on purpose
 
 A test that is marked `one_qemu` runs on one of the QEMUs, and the module's next such test, or next variant of
@@ -32,6 +33,7 @@ import contextlib
 import gc
 import os
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -169,6 +171,12 @@ def small(tmp_path):
     yield mount
     for place in mounted:
         subprocess.run(["umount", place], check=True)
+
+
+@pytest.fixture
+def temporary():
+    with tempfile.TemporaryDirectory(dir="/tmp") as path:
+        yield Path(path)
 
 
 def _descriptors():

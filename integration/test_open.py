@@ -11,6 +11,7 @@ import re
 import shutil
 import signal
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -42,14 +43,20 @@ def read(qemu, uri, tmp_path):
         copy.unlink()
 
 
-def left_in_tmp():
-    return {path for path in Path("/tmp").glob("qmpsnap-*") if (path / "nbd").exists()}
+@pytest.fixture
+def place(temporary, monkeypatch):
+    """The directory for temporary files, of this test and of the commands that it starts alone."""
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    return temporary
 
 
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
-async def test_open_reads_every_kind_of_moment_while_the_guest_writes(qemu, images, machine, way, tmp_path):
+async def test_open_reads_every_kind_of_moment_while_the_guest_writes(
+    qemu, images, machine, way, tmp_path, place
+):
     made = images("base <- s1")
-    before, known, data = left_in_tmp(), {}, content(2)
+    known, data = {}, content(2)
     with machine(*way("vda", made.active)) as running:
         async with running.connect() as vm:
             for number, (name, inside) in enumerate(
@@ -68,8 +75,9 @@ async def test_open_reads_every_kind_of_moment_while_the_guest_writes(qemu, imag
                         assert read(qemu, view.uri, tmp_path) == expected, name
                         assert (view.disk, view.virtual_size) == ("vda", len(expected))
                         assert Path(view.socket).parent.stat().st_mode & 0o777 == 0o700
+                        assert list(place.iterdir()) == [Path(view.socket).parent]
             assert sent == []
-            assert left_in_tmp() == before
+            assert list(place.iterdir()) == []
             assert listing(tmp_path) == files
             running.read("vda", 0xEE, 7 * MIB, 64 * KIB)
 
@@ -175,9 +183,8 @@ def test_howto_reads_a_file_out_of_a_snapshot(qemu, machine, tmp_path):
 
 
 @ONE_QEMU
-async def test_open_on_the_command_line_leaves_the_monitor_to_others(qemu, images, machine, tmp_path):
+async def test_open_on_the_command_line_leaves_the_monitor_to_others(qemu, images, machine, tmp_path, place):
     made = {name: images("base <- s1", folder=name) for name in ("vda", "vdb")}
-    before = left_in_tmp()
     arguments = [word for name, one in made.items() for word in blockdev(name, one.active)]
     with machine(*arguments) as running:
         cli = Cli(running)
@@ -194,7 +201,7 @@ async def test_open_on_the_command_line_leaves_the_monitor_to_others(qemu, image
             ended = cli.end(process)
             if number != signal.SIGKILL:
                 assert (ended.code, ended.out, ended.err) == (0, "", "")
-                assert left_in_tmp() == before
-        wait_for(lambda: left_in_tmp() == before, "the removal of the sockets")
+                assert list(place.iterdir()) == []
+        wait_for(lambda: not list(place.iterdir()), "the removal of the sockets")
         refused = cli("open", "nothing")
         assert (refused.code, refused.out) == (3, "")

@@ -3,41 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
-import tempfile
 import time
-from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 
 import pytest
 
 from integration.cli import ROOT
 from integration.known_images import QEMUS
+from integration.suites import NOTHING, Suite
 
 pytestmark = pytest.mark.timeout(300)
-
-# In an order that is the same for all workers, and is not that of the file.
-CONFTEST = """
-import random
-import pytest
-
-@pytest.fixture(scope="session")
-def qmpsnap_disks():
-    return {"vda": "BASE"}
-
-@pytest.fixture(scope="session")
-def anyio_backend():
-    return "asyncio"
-
-def pytest_collection_modifyitems(items):
-    if len(items) > 6:
-        random.Random(len(items)).shuffle(items)
-"""
 
 # What each test leaves behind, and finds nothing of: a file in memory, a block on the disk, a snapshot.
 TRACES = """
@@ -57,21 +34,9 @@ def names(moments):
 FIFTY = (
     TRACES
     + """
-import time
-
-DRAW = "date +%s; od -An -N8 -tx8 /dev/urandom"
-drawn = []
-
-def check_draw(text):
-    seconds, number = text.split()
-    assert abs(int(seconds) - time.time()) < 10 or not drawn  # the first test has the guest as it booted
-    assert number not in drawn
-    drawn.append(number)
-
 @pytest.mark.parametrize("number", range(0, 50, 2))
 def test_plain(vm, guest, number):
     assert guest.run(READ) == "base"
-    check_draw(guest.run(DRAW))
     guest.run(write(number))
     vm.snapshot("mine")
     assert names(vm.moments()) == ["mine"]
@@ -79,7 +44,6 @@ def test_plain(vm, guest, number):
 @pytest.mark.parametrize("number", range(1, 50, 2))
 async def test_async(vm, guest, number):
     assert await guest.run(READ) == "base"
-    check_draw(await guest.run(DRAW))
     await guest.run(write(number))
     await vm.snapshot("mine")
     assert names(await vm.moments()) == ["mine"]
@@ -254,81 +218,6 @@ def test_machine(vm):
     assert vm.status().running
     assert running() <= 4
 """
-
-
-@dataclass
-class Ended:
-    """How a run of pytest ended."""
-
-    code: int
-    out: str
-
-    @property
-    def counts(self):
-        """The numbers of its closing line, by their words."""
-        return {word: int(number) for number, word in re.findall(r"(\d+) (\w+)", self.out.splitlines()[-1])}
-
-
-class Suite:
-    """A suite in a directory, and the QEMU that it runs on."""
-
-    def __init__(self, qemu, folder, temporary):
-        self.qemu, self.folder = qemu, folder
-        self.base = Path(qemu.create(folder / "base.qcow2", size="64M"))
-        letters = [f"write -P {letter} {place} 1" for place, letter in enumerate(b"base")]
-        qemu.io(self.base, *letters)
-        self.bytes = self.base.read_bytes()
-        self.tests = folder / "tests"
-        self.tests.mkdir()
-        (self.tests / "conftest.py").write_text(CONFTEST.replace("BASE", str(self.base)))
-        self.temporary = temporary
-
-    def start(self, text, *options, cwd=ROOT):
-        (self.tests / "test_it.py").write_text(text.replace("BASE", str(self.base)))
-        words = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"--rootdir={self.tests}"]
-        words += ["-o", "asyncio_default_fixture_loop_scope=function"]
-        words += [f"--qmpsnap-qemu={self.qemu.directory}", f"--basetemp={self.folder / 'basetemp'}"]
-        return subprocess.Popen(
-            [*words, *options, str(self.tests)],
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=cwd,
-            env=os.environ | {"TMPDIR": str(self.temporary)},
-        )  # fmt: skip
-
-    def run(self, text, *options, cwd=ROOT):
-        with self.start(text, *options, cwd=cwd) as process:
-            out = process.communicate(timeout=240)[0]
-        print(out)
-        return Ended(process.returncode, out)
-
-    def left(self):
-        """Processes and files that the run has left, also beside the image, and whether that is the same."""
-        processes = [
-            entry.name
-            for entry in Path("/proc").iterdir()
-            if entry.name.isdigit() and str(self.temporary) in command_of(entry)
-        ]
-        walked = os.walk(self.temporary)  # it passes over a directory that goes meanwhile
-        paths = [str(Path(place, name)) for place, *names in walked for name in chain(*names)]
-        files = [path for path in paths if "pytest-of" not in path]
-        files += [str(path) for path in self.folder.glob("*.q*") if path != self.base]
-        return processes, files, self.base.read_bytes() == self.bytes
-
-
-NOTHING = ([], [], True)
-
-
-def command_of(process):
-    try:
-        return (process / "cmdline").read_bytes().decode(errors="replace")
-    except OSError:
-        return ""
-
-
-@pytest.fixture
-def temporary():
-    """A directory whose path is short enough for sockets."""
-    with tempfile.TemporaryDirectory(dir="/tmp") as path:
-        yield Path(path)
 
 
 @pytest.fixture

@@ -1,8 +1,8 @@
 """A real Linux guest that runs commands and reports what it wrote.
 
-The guest is Debian's cloud kernel and an initramfs; `python -m qmpsnap.testing.guest fetch` puts the parts in
-XX go over a virtio-serial port whose host end is a unix socket; one client at a time, and a
-later one can take over. What the guest runs is bounded in the guest, and the wait for it here.
+The guest is Debian's cloud kernel and an initramfs; `python -m qmpsnap.testing.guest fetch` puts the parts
+into the cache. Commands go over a virtio-serial port whose host end is a unix socket; one client at a time,
+and a later one can take over. What the guest runs is bounded in the guest, and the wait for it here.
 """
 
 from __future__ import annotations
