@@ -17,6 +17,8 @@ from integration.machines import CHEAP, blockdev, listing, throttled
 from integration.states import fill, status
 from integration.test_kill import orders
 from qmpsnap.errors import ConnectFailed, JobFailed, MachineDiffers
+from qmpsnap.plan.intent import Checkpoint, MakeStore
+from qmpsnap.plan.vmstate.store import conversion
 
 WRITE, LATER, LAST = ((number, 6 * MIB, 64 * KIB) for number in (0xA1, 0xA2, 0xA3))
 IN_PLACE = "'c1' reverts in place: its memory is in a store"
@@ -200,6 +202,16 @@ async def test_killed_client_leaves_a_valid_checkpoint_and_the_next_call_its_sto
     assert "in-place" in found or step > 2
 
 
+async def test_conversion_is_planned_as_n_shows_it_before_the_checkpoint(two, machine):
+    with machine(*disks(two)) as running:
+        running.qmp("cont")
+        async with running.connect() as vm:
+            plan = await vm.plan(Checkpoint("c1", "background", store=True))
+            shown = str(conversion(plan))
+            await vm.run(plan)
+            assert str(await vm.plan(MakeStore("c1"))) == shown
+
+
 _SCRIPT = """#!/bin/sh
 exec qemu-system-x86_64 {cheap} \\
     -blockdev "qcow2,node-name=a,file.driver=file,file.filename=$QMPSNAP_DISK_vda" \\
@@ -214,6 +226,12 @@ def test_command_line_makes_a_store_by_a_script_that_starts_a_helper(images, mac
     with machine(*blockdev("vda", images("base").active)) as running:
         running.qmp("cont")
         command, launches = Cli(running), ("--launcher", f"'{script}'")
+        plan = command("--json", "checkpoint", "c1", "--mode", "background", *launches, "-n").json["plan"]
+        assert [step["command"] for step in plan["then"]] == [
+            *("start-helper", "write-record", "create-store"),
+            *("blockdev-add", "snapshot-save", "await-job", "job-dismiss", "blockdev-del"),
+            *("seal-store", "keep-store", "finish-record"),
+        ]
         assert "'c1' reverts in place" in command("checkpoint", "c1", "--mode", "background", *launches).out
         taken = command("checkpoint", "c2", "--mode", "background")
         assert "qmpsnap checkpoint --convert c2 --launcher COMMAND" in taken.out

@@ -21,7 +21,8 @@ from qmpsnap.errors import (
     QmpsnapError,
 )
 from qmpsnap.model.memory import MemoryFact
-from qmpsnap.plan.intent import MakeStore
+from qmpsnap.plan.intent import Checkpoint, MakeStore
+from qmpsnap.plan.vmstate.store import conversion
 from qmpsnap.run.outcome import Done, Hooks
 from qmpsnap.store import with_store
 from qmpsnap.testing.fake import FakeTarget
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
     from qmpsnap.model.start import Start
     from qmpsnap.model.step import Step
+    from qmpsnap.plan.intent import Mode
     from qmpsnap.vm import VM, Launcher
 
 pytestmark = pytest.mark.timeout(10)
@@ -89,6 +91,26 @@ async def test_background_checkpoint_gets_its_store_where_a_launcher_is_known() 
     assert await seen(vm) == ("in-place", "/images/base.c1.vmstate.qcow2")
     assert [file for file in fake.files.names if "memory" in file or "partial" in file] == []
     assert await vm.jobs.interrupted() == ()
+
+
+async def test_conversion_of_a_planned_checkpoint_is_what_is_planned_once_it_is_taken() -> None:
+    vm = vm_of(fake_of())
+    plan = await vm.plan(Checkpoint("c1", "background", store=True))
+    foreseen = conversion(plan)
+    await vm.run(plan)
+    later = await vm.plan(MakeStore("c1"))
+    assert foreseen is not None
+    assert str(foreseen) == str(later)
+    assert [step.command for step in foreseen.steps] == [
+        *("write-record", "create-store"),
+        *("blockdev-add", "snapshot-save", "await-job", "job-dismiss", "blockdev-del"),
+        *("seal-store", "keep-store", "finish-record"),
+    ]
+
+
+@each("mode", ["stop", "in-place"])
+async def test_checkpoint_without_a_helper_has_no_conversion(mode: Mode) -> None:
+    assert conversion(await vm_of(fake_of()).plan(Checkpoint("c1", mode))) is None
 
 
 def raises(_: FakeTarget) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import click
 
 from qmpsnap.cli.app import verb
 from qmpsnap.cli.options import DISK, FILE, dry_run, plain, progress, via, wait
 from qmpsnap.cli.picture import of_plan
-from qmpsnap.cli.runner import change, current_app
+from qmpsnap.cli.runner import NextStep, change, current_app
 from qmpsnap.plan.intent import Checkpoint, MakeStore, Mode, Via
 from qmpsnap.plan.plan import Plan
+from qmpsnap.plan.vmstate.store import conversion
 from qmpsnap.run.outcome import Done, Hooks
 from qmpsnap.store import with_store
 from qmpsnap.vm import VM
@@ -101,7 +104,21 @@ def checkpoint(
         done = await vm.run(plan, hooks)
         return await with_store(vm, done, name, vm.launcher, hooks) if mode == "background" else done
 
-    change(Checkpoint(name, mode, memory or "", plain, leave, via, store), do=take)
+    change(
+        Checkpoint(name, mode, memory or "", plain, leave, via, store),
+        do=take,
+        follows=_by_helper if store else lambda _: (),
+    )
+
+
+def _by_helper(plan: Plan) -> Iterator[NextStep]:
+    """The steps that turn the memory into a store, once the checkpoint is taken."""
+    store = conversion(plan)
+    if store is not None and isinstance(store.intent, MakeStore):
+        arguments = {"checkpoint": store.intent.name, "command": current_app().launcher}
+        yield "start-helper", {**arguments, "which-gets": "all commands from here on"}, "host"
+        for step in store.steps:
+            yield step.command, step.arguments, step.on
 
 
 async def _make_store(vm: VM, plan: Plan, hooks: Hooks) -> Done:

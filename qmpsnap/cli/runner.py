@@ -100,6 +100,7 @@ def change(
     then: Callable[[Done], Iterable[str]] = lambda _: (),
     *,
     do: Callable[[VM, Plan, Hooks], Awaitable[Done]] = _run,
+    follows: Callable[[Plan], Iterable[NextStep]] = lambda _: (),
 ) -> None:
     """Plan the intent and run it, or with -n print the plan.
 
@@ -107,6 +108,7 @@ def change(
         intent: The intent.
         then: Gives more lines for the end of the text: what to do next.
         do: How it is run.
+        follows: Gives the steps that `do` takes after those of the plan, for -n.
     """
     app = current_app()
 
@@ -122,7 +124,7 @@ def change(
     if isinstance(result, qmpsnap.Done):
         show_done(result, then, intent.name if isinstance(intent, Revert) else "")
     else:
-        show_plan(result)
+        show_plan(result, *follows(result))
 
 
 def command(*verb: str, to_new: bool = False) -> str:

@@ -8,9 +8,13 @@ machine itself nothing changes but the record of the checkpoint, which then name
 from __future__ import annotations
 
 import posixpath
+from collections.abc import Collection
+
+from msgspec import structs
 
 from qmpsnap.errors import TargetExists, Unsupported
 from qmpsnap.model.files import Ask, Files
+from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.graph import Graph
 from qmpsnap.model.hints import command
 from qmpsnap.model.kept_state import KeptState
@@ -59,20 +63,74 @@ def plan(intent: MakeStore, scene: GuestScene) -> Plan:
     record = record_of(moment)
     old = _stream_of(moment, record)
     note = own_note(record, old, scene)
-    disks = tuple(name for name in record.covered if name in scene.graph.disks)
-    for name in disks:
-        refuse_invalid(record, scene.graph.disks[name], scene)
+    for name in record.covered:
+        if name in scene.graph.disks:
+            refuse_invalid(record, scene.graph.disks[name], scene)
+    refuse_memory_place(scene, _store_file(old.file), option="checkpoint --memory FILE")
+    return _replacing(
+        structs.replace(old, fingerprint=note.fingerprint),
+        intent,
+        record,
+        before=scene.graph,
+        names=scene.names,
+        created=scene.now,
+        process=scene.machine.process,
+    )
+
+
+def conversion(checkpoint: Plan) -> Plan | None:
+    """Return the plan of the store of a checkpoint that was only planned, as `plan` makes it afterwards.
+
+    Returns:
+        None when the checkpoint's memory does not go into a stream while the guest runs.
+    """
+    taken = checkpoint.record
+    if taken is None or taken.state is None or taken.state.mode != "background" or taken.origin is None:
+        return None
+    keep = next(step for step in checkpoint.steps if step.command == "keep-moment")
+    covered = {disk: files[0] for disk, files in taken.chains.items() if files}
+    record = MomentRecord(
+        id=taken.id,
+        name=taken.name,
+        created=taken.created,
+        covered=Frozen(covered),
+        state=taken.state,
+        directory=keep.arguments["directory"],
+    )
+    after = checkpoint.after or checkpoint.before
+    return _replacing(
+        taken.state,
+        MakeStore(taken.name),
+        record,
+        before=after,
+        names=frozenset(after.nodes),
+        created=taken.created,
+        process=taken.origin.process,
+    )
+
+
+def _replacing(
+    stream: KeptState,
+    intent: MakeStore,
+    record: MomentRecord,
+    *,
+    before: Graph,
+    names: Collection[str],
+    created: str,
+    process: str,
+) -> Plan:
+    """Return the plan of the store that replaces a stream; the moment is that of the record."""
     like = next((file for file in record.covered.values() if file.startswith("/")), "")
-    file = _store_file(old.file)
-    refuse_memory_place(scene, file, option="checkpoint --memory FILE")
-    token = digest("store", record.id, old.file, avoid=scene.names)
-    state = KeptState("in-place", file, f"qmpsnap-{token}", old.running, note.fingerprint, token)
+    token = digest("store", record.id, stream.file, avoid=names)
+    state = KeptState(
+        "in-place", _store_file(stream.file), f"qmpsnap-{token}", stream.running, stream.fingerprint, token
+    )
     operation_id = job_id("store", "keep", token)
-    node = node_name(digest(token, "store", avoid=scene.names), owned=True)
+    node = node_name(digest(token, "store", avoid=names), owned=True)
     result = Plan(
         op="store",
         intent=intent,
-        disks=disks,
+        disks=tuple(name for name in record.covered if name in before.disks),
         stages=(
             Stage("create the store", (create_store(state.partial, like),)),
             Stage(
@@ -87,23 +145,23 @@ def plan(intent: MakeStore, scene: GuestScene) -> Plan:
             Stage(
                 "record the store, and remove what it replaces",
                 (
-                    keep_store(record.directory, record.id, by=operation_id, instead_of=old.file),
+                    keep_store(record.directory, record.id, by=operation_id, instead_of=stream.file),
                     *finished(operation_id, record.directory),
                 ),
                 tidy=True,
             ),
         ),
-        before=scene.graph,
+        before=before,
     )
     return recorded(
         result,
         record.directory,
         id=operation_id,
-        created=scene.now,
+        created=created,
         name=intent.name,
         state=state,
         # Whoever finishes the operation must not resume the guest: the operation has not paused it.
-        origin=Origin(running=False, process=scene.machine.process),
+        origin=Origin(running=False, process=process),
     )
 
 
