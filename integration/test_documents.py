@@ -1,4 +1,4 @@
-"""What the README and the tutorial tell people to type, typed from top to bottom."""
+"""What the README and the tutorials tell people to type, typed from top to bottom."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -21,6 +22,7 @@ pytestmark = [pytest.mark.one_qemu, pytest.mark.timeout(300)]  # a score of proc
 INDEX = (ROOT / "docs" / "index.md").read_text()
 README = (ROOT / "README.md").read_text()
 TUTORIAL = (ROOT / "docs" / "tutorial.md").read_text()
+TESTERS = (ROOT / "docs" / "tutorial-testing.md").read_text()
 
 
 def typed(text, heading, block=0):
@@ -154,3 +156,37 @@ def test_tutorial_s_script_does_not_start_from_a_base(tutorial):
     assert (again.returncode, said.splitlines()[-1]) == (
         1, f"{tutorial.folder}/vda.qcow2 is there already: begin in an empty directory",
     )  # fmt: skip
+
+
+# -- the tutorial for testers -------------------------------------------------------------------------
+
+
+def shown(text):
+    """What `told` leaves of a report of pytest, without the minutes of a run that takes more than one."""
+    return told(re.sub(r" \(\d+:\d\d:\d\d\)$", "", text, flags=re.MULTILINE))
+
+
+def test_testers_tutorial_s_files_and_commands_lead_where_it_shows(qemu, tmp_path):
+    """Each block is a file to write, whose name is the last one before it, or commands with their output."""
+    folder = tmp_path / "suite"
+    folder.mkdir()
+    qemu.create(folder / "base.qcow2", size="64M")
+    # pytest shortens no line where it sees a CI.
+    environment = {name: value for name, value in os.environ.items() if not re.match("CI$|PYTEST_", name)}
+    environment["PATH"] = f"{Path(sys.executable).parent}:{qemu.directory}:{os.environ['PATH']}"
+    environment["PYTHONPATH"] = str(ROOT)
+    blocks = re.findall(r"(.*?)```(python|console)\n(.*?)```", TESTERS, re.DOTALL)
+    assert [kind for _, kind, _ in blocks].count("console") == 5
+    for before, kind, block in blocks:
+        if kind == "python":
+            (folder / re.findall(r"`(\w+\.py)`", before)[-1]).write_text(block)
+            continue
+        for part in block.split("$ ")[1:]:
+            line, _, printed = part.partition("\n")
+            ended = subprocess.run(
+                line, shell=True, check=False, cwd=folder, env=environment, text=True, capture_output=True
+            )
+            here = ended.stdout.replace(str(folder), "/home/you/suite")
+            print(f"$ {line}\n{here}{ended.stderr}")
+            assert shown(here) == shown(printed), line
+            assert ended.returncode == (" failed in " in printed), line
