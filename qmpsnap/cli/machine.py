@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -12,9 +13,13 @@ import click
 
 import qmpsnap
 from qmpsnap.cli.app import SOCKET_VARIABLE, App
+from qmpsnap.cli.output import to_stderr
 from qmpsnap.errors import BadArgument, Unsupported
+from qmpsnap.model.printable import printable
+from qmpsnap.model.start import Start
 from qmpsnap.vm import VM, Launcher
 
+_SILENT_S = 5.0  # a launcher that says nothing for longer may seem to hang
 _TCP = re.compile(r"tcp:.+:\d{1,5}")
 
 
@@ -54,9 +59,31 @@ def launcher_given(app: App, verb: str) -> Launcher:
 
 def _launcher(command: str) -> Launcher:
     try:
-        return qmpsnap.launcher_of(command)
+        return telling(qmpsnap.launcher_of(command), command)
     except BadArgument as error:
         raise click.BadParameter(error.message, param_hint="--launcher") from error
+
+
+def telling(launcher: Launcher, command: str) -> Launcher:
+    """Return a launcher that says on stderr what it waits for if no QEMU answers soon.
+
+    Args:
+        launcher: Starts the QEMU.
+        command: The command that it runs, for the message.
+    """
+
+    @asynccontextmanager
+    async def started(start: Start) -> AsyncIterator[VM]:
+        text = f"waiting for {printable(command)}: no QEMU has answered yet, {_SILENT_S:g} s after its start"
+        timer = asyncio.get_running_loop().call_later(_SILENT_S, to_stderr, text)
+        try:
+            async with launcher(start) as vm:
+                timer.cancel()
+                yield vm
+        finally:
+            timer.cancel()
+
+    return started
 
 
 @asynccontextmanager

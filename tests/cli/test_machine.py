@@ -1,12 +1,17 @@
-"""-i, and what goes with it; the images are headers, and no daemon is started."""
+"""-i, and what goes with it; the images are headers, and no daemon is started. And what --launcher says."""
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import asynccontextmanager
+
+import anyio
 import pytest
 
-from qmpsnap.cli import signals
+import qmpsnap
+from qmpsnap.cli import machine, signals
 from qmpsnap.cli.app import App
-from qmpsnap.cli.machine import images_of, opened, words
+from qmpsnap.cli.machine import images_of, launcher_given, opened, telling, words
 from qmpsnap.errors import ConnectFailed
 from qmpsnap.model.start import Start
 from tests.headers import qcow2_bytes, with_tables
@@ -118,3 +123,50 @@ def test_commands_name_the_images_again(chain):
 def test_process_that_is_stopped_in_the_middle_says_that_the_outcome_is_not_known():
     error = signals.stopped("qmpsnap-commit-keep-00000000")
     assert (error.changed.value, error.job_id) == ("unknown", "qmpsnap-commit-keep-00000000")
+
+
+@pytest.mark.timeout(10)
+async def test_launcher_that_is_silent_says_what_it_waits_for(monkeypatch):
+    told, said = [], anyio.Event()
+
+    def tell(text):
+        told.append(text)
+        said.set()
+
+    @asynccontextmanager
+    async def silent(_):
+        await said.wait()
+        yield
+
+    monkeypatch.setattr(machine, "to_stderr", tell)
+    monkeypatch.setattr(machine, "_SILENT_S", 0.0)
+    monkeypatch.setattr(qmpsnap, "launcher_of", lambda _: silent)
+    async with launcher_given(App(launcher="./start.sh\x1b"), "fork")(Start()):
+        pass
+    assert told == ["waiting for ./start.sh\\x1b: no QEMU has answered yet, 0 s after its start"]
+
+
+async def later():
+    """Return when a timer has fired that begins now: so have all that began before, and are as short."""
+    fired = anyio.Event()
+    asyncio.get_running_loop().call_later(0.001, fired.set)
+    await fired.wait()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_launcher_that_answers_or_fails_says_nothing_more(monkeypatch, fails):
+    @asynccontextmanager
+    async def quick(_):
+        if fails:
+            raise ConnectFailed("QEMU ended")
+        yield
+
+    told: list[str] = []
+    monkeypatch.setattr(machine, "to_stderr", told.append)
+    monkeypatch.setattr(machine, "_SILENT_S", 0.0)
+    try:
+        async with telling(quick, "./start.sh")(Start()):
+            await later()
+    except ConnectFailed:
+        await later()
+    assert told == []
