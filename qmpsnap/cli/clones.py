@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from contextlib import AsyncExitStack
 
 import click
@@ -97,7 +98,7 @@ def _make(name: str, directory: str) -> None:
     elif app.json:
         emit(json_line(op="template", **result.to_json()))
     else:
-        emit(*_template_lines(result))
+        emit(*_template_lines(result, app.launcher or ""))
 
 
 @verb(
@@ -170,8 +171,8 @@ def fork(count: int, of: str | None) -> None:
     run(serve)
 
 
-def _template_lines(made: Template[VM]) -> list[str]:
-    """What was made, and of which checkpoint; last from which files to start the machine."""
+def _template_lines(made: Template[VM], launcher: str) -> list[str]:
+    """What was made, of which checkpoint, how a clone starts, and from which files to start the machine."""
     memory = size(made.record.fingerprint.memory)
     text = [f"{printable(made.directory)}: template of {made.name!r}, {memory} of memory"]
     done = made.taken
@@ -182,6 +183,8 @@ def _template_lines(made: Template[VM]) -> list[str]:
         text.append(f"the checkpoint {made.name!r} did not exist, and was taken{paused}")
         text += [line for disk, files in done.chains.items() for line in chain_lines(disk, draw(files))]
     text += [f"no image keeps the layer {printable(layer)}" for layer in made.unkept]
+    clone = shlex.join(["qmpsnap", "--launcher", launcher, "clone", made.directory])
+    text.append(f"to start a clone: {printable(clone)}")
     return [*text, *(start_lines(done.active) if done is not None else ())]
 
 

@@ -33,16 +33,18 @@ def test_clone_of_what_is_no_template_is_refused(qmpsnap, tmp_path):
 
 def test_template_says_whether_its_checkpoint_was_taken_and_where_the_disks_are():
     made: Template[library.VM] = Template("/t", RECORD, None)
+    clone = "to start a clone: qmpsnap --launcher './start me.sh' clone /t"
     head = f"/t: template of {RECORD.name!r}, 64 MiB of memory"
     existed = f"the checkpoint {RECORD.name!r} existed; this machine was not touched"
-    assert _template_lines(made) == [head, existed]
+    assert _template_lines(made, "./start me.sh") == [head, existed, clone]
     chains: dict[str, tuple[str, ...]] = {"vda": ("/d/new.qcow2", "/d/base.qcow2")}
     active = {"vda": "/d/new.qcow2"}
     made.taken = Done("checkpoint", chains, active=active, standstill_s=0.015)
-    assert _template_lines(made) == [
+    assert _template_lines(made, "./start me.sh") == [
         head,
         f"the checkpoint {RECORD.name!r} did not exist, and was taken; the guest was paused for 15 ms",
         f"vda: {draw(chains['vda'])}",
+        clone,
         "from now on, start vda from /d/new.qcow2",
     ]
     told = made.to_json()
