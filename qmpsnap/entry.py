@@ -92,6 +92,7 @@ async def connect(
             shared_fs=shared_fs,
             images=Images(),
             name=name or (address if isinstance(address, str) else "qemu"),
+            address=sessions.describe(address) if isinstance(address, str | tuple) else "",
         )
         async with target:
             yield VM(target, state_dir=directory)

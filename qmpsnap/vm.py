@@ -114,7 +114,7 @@ class VM:
         self._backups = Backups(self._executor, self._planning, self.jobs)
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.name!r}, pid {self.pid}>"
+        return f"<{type(self).__name__} {self._target.about}>"
 
     @property
     def pid(self) -> int | None:

@@ -67,6 +67,7 @@ class SessionTarget(ABC):
         shared_fs: Whether our file system is QEMU's; None: determine it for each disk.
         images: Creates and inspects image files.
         name: The machine's name in errors and logs.
+        address: The address of its monitor as text; "" if it has none, or none that is known.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class SessionTarget(ABC):
         shared_fs: bool | None,
         images: Images,
         name: str,
+        address: str = "",
     ) -> None:
         self._link = link
         self._again = again
@@ -84,6 +86,7 @@ class SessionTarget(ABC):
         self._catalog = Catalog()
         self._host = Host(images, self._catalog)
         self._name = name
+        self._address = address
         self._stack = AsyncExitStack()
         self._relinking = anyio.Lock()
         self._read_before = ReadBefore()
@@ -127,6 +130,13 @@ class SessionTarget(ABC):
     def name(self) -> str:
         """The machine's name in logs and errors."""
         return self._name
+
+    @property
+    def about(self) -> str:
+        """Its name, address and process, and whether the connection is there, as in a `repr`."""
+        at = f" at {self._address!r}" if self._address not in {"", self._name} else ""
+        lost = self.session.close_reason
+        return f"{self._name!r}{at}, pid {self.pid}, {f'lost: {lost}' if lost else 'connected'}"
 
     @property
     def pid(self) -> int | None:

@@ -98,6 +98,10 @@ class Target(Protocol):
         """How the machine is called in logs and errors."""
 
     @property
+    def about(self) -> str:
+        """What is known of it without a question, as in a `repr`."""
+
+    @property
     def pid(self) -> int | None:
         """The process that has the images open, where it is known."""
 

@@ -55,6 +55,7 @@ class UnopenedTarget:
         each: Callable[[], ChainsRead] | None = None,
     ) -> None:
         self.name = name
+        self.about = f"{name!r}, not opened"
         self._read = read
         self._each = each
 

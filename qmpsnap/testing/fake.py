@@ -71,7 +71,7 @@ class FakeTarget:
         guest: Its machine state.
     """
 
-    name = "fake"
+    name, about = "fake", "'fake'"
     pid: int | None = None
 
     def __init__(

@@ -5,9 +5,9 @@ sockets and looks who is at the other end; change.py is a command that was sent;
 recorder.py writes all messages into a file.
 """
 
-from qmpsnap.run.session.dial import Address
+from qmpsnap.run.session.dial import Address, describe
 from qmpsnap.run.session.event import Event
 from qmpsnap.run.session.link import Session, adopt, connect
 from qmpsnap.run.session.recorder import Recorder, recording
 
-__all__ = ["Address", "Event", "Recorder", "Session", "adopt", "connect", "recording"]
+__all__ = ["Address", "Event", "Recorder", "Session", "adopt", "connect", "describe", "recording"]
