@@ -11,6 +11,7 @@ import math
 import os
 import re
 import sys
+import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -309,6 +310,8 @@ def pytest_runtest_makereport(
     if call.excinfo is not None and not item.config.getoption("fulltrace"):
         _end_traceback_at_test(call.excinfo.value)
     report = yield
+    if call.excinfo is not None and call.when == "setup" and not item.config.getoption("fulltrace"):
+        _leave_out_fixture(call.excinfo.value, report)
     if report.failed and report.when != "teardown" and _IN_USE in item.stash:
         options = _options(item.config)
         root = options.artifacts or str(item.config._tmp_path_factory.getbasetemp() / "qmpsnap")  # type: ignore[attr-defined]  # noqa: SLF001
@@ -340,6 +343,18 @@ def _end_traceback_at_test(error: BaseException) -> None:
             error.__cause__, error.__suppress_context__ = None, True
             return
         above, entry = entry, entry.tb_next
+
+
+def _leave_out_fixture(error: BaseException, report: pytest.TestReport) -> None:
+    """Leave only the message of an error that a fixture of this file has raised; its source adds nothing."""
+    frames = [entry.f_code.co_filename for entry, _ in traceback.walk_tb(error.__traceback__)]
+    if frames[-1:] != [__file__]:
+        return
+    for shown, *_ in getattr(report.longrepr, "chain", ()):
+        entry = shown.reprentries[-1]
+        if lines := [line for line in entry.lines if line.startswith("E ")]:
+            entry.lines, entry.reprfuncargs = lines, None
+            shown.reprentries = [entry]
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
