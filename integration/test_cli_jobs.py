@@ -103,7 +103,7 @@ def test_jobs_are_listed_slowed_paused_resumed_and_cancelled(vda):
     assert (listed["id"], listed["ours"], listed["speed"]) == (job, True, 65536)
     assert cli("job", "speed", job, "128K").out == f"{job}: at most 128 KiB/s\n"
     assert running.qmp("query-block-jobs")[0]["speed"] == 131072
-    assert cli("job", "pause", job).code == 0
+    assert cli("job", "pause", job[:-1]).out == f"{job} is paused\n"
     assert running.qmp("query-block-jobs")[0]["paused"]
     assert cli("job", "resume", job).code == 0
     assert not running.qmp("query-block-jobs")[0]["paused"]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 import click
 
@@ -13,6 +14,7 @@ from qmpsnap.cli.output import emit, json_line
 from qmpsnap.cli.progress import reporter
 from qmpsnap.cli.runner import current_app, hooks, run, show_done, show_plan, show_steps
 from qmpsnap.cli.signals import Signals
+from qmpsnap.errors import AmbiguousName, Refused
 from qmpsnap.model.job import Job, parse_job_id
 from qmpsnap.model.printable import printable
 from qmpsnap.model.units import size
@@ -28,7 +30,10 @@ _foreign = click.option(
 
 @click.group("job", cls=Group, subcommand_metavar="VERB ID", options_metavar="", no_args_is_help=False)
 def job() -> None:
-    """Pause, resume, cancel, slow down or wait for one job."""
+    """Pause, resume, cancel, slow down or wait for one job.
+
+    ID is the job's id, or the beginning of the id of only one job.
+    """
 
 
 def _add(function: Verb) -> Verb:
@@ -43,7 +48,7 @@ def _add(function: Verb) -> Verb:
 @dry_run
 def pause(job_id: str, *, foreign: bool) -> None:
     """Pause a job until it is resumed."""
-    _send(job_id, "job-pause", lambda vm: vm.jobs.pause(job_id, foreign=foreign))
+    _send(job_id, "job-pause", lambda vm, found: vm.jobs.pause(found, foreign=foreign))
 
 
 @_add
@@ -53,7 +58,7 @@ def pause(job_id: str, *, foreign: bool) -> None:
 @dry_run
 def resume(job_id: str, *, foreign: bool) -> None:
     """Resume a job that was paused by a user or by an I/O error."""
-    _send(job_id, "job-resume", lambda vm: vm.jobs.resume(job_id, foreign=foreign))
+    _send(job_id, "job-resume", lambda vm, found: vm.jobs.resume(found, foreign=foreign))
 
 
 @_add
@@ -67,8 +72,8 @@ def speed(job_id: str, bytes_per_second: int, *, foreign: bool) -> None:
     _send(
         job_id,
         "block-job-set-speed",
-        lambda vm: vm.jobs.set_speed(job_id, bytes_per_second, foreign=foreign),
-        {"device": job_id, "speed": bytes_per_second},
+        lambda vm, found: vm.jobs.set_speed(found, bytes_per_second, foreign=foreign),
+        lambda found: {"device": found, "speed": bytes_per_second},
     )
 
 
@@ -82,17 +87,18 @@ def cancel(job_id: str, *, foreign: bool) -> None:
 
     For another client's job only the request is sent; its end is not awaited.
     """
-    if parse_job_id(job_id) is None:
-        _send(job_id, "job-cancel", lambda vm: vm.jobs.cancel(job_id, foreign=foreign))
-        return
     app = current_app()
+    started = time.monotonic()
 
-    async def work(vm: VM, signals: Signals) -> Plan | Done:
-        plan = await vm.jobs.plan(job_id)
+    async def work(vm: VM, signals: Signals) -> Plan | Done | Job:
+        found = await _full_id(vm, job_id)
+        if parse_job_id(found) is None:
+            return await _act(vm, signals, found, lambda: vm.jobs.cancel(found, foreign=foreign))
+        plan = await vm.jobs.plan(found)
         if app.dry_run:
             return plan
-        with signals.operation(plan, name=job_id):
-            done = await vm.jobs.cancel(job_id)
+        with signals.operation(plan, name=found):
+            done = await vm.jobs.cancel(found)
         assert done is not None  # noqa: S101 - a job of ours has a result
         return done
 
@@ -102,6 +108,8 @@ def cancel(job_id: str, *, foreign: bool) -> None:
         case Plan() as plan:
             undone = (undo for step in reversed(plan.resumes) for undo in step.undo)
             show_steps(*((step.command, step.arguments, step.on) for step in undone))
+        case another:
+            _sent(another, "job-cancel", {"id": another.id}, time.monotonic() - started)
 
 
 @_add
@@ -124,14 +132,15 @@ def wait(job_id: str, *, foreign: bool) -> None:
     app = current_app()
 
     async def work(vm: VM, signals: Signals) -> Plan | Done | Job:
-        if parse_job_id(job_id) is None:
+        found = await _full_id(vm, job_id)
+        if parse_job_id(found) is None:
             reach = vm.jobs.get if app.dry_run else vm.jobs.wait
-            return await reach(job_id, foreign=foreign)
-        plan = await vm.jobs.plan(job_id)
+            return await reach(found, foreign=foreign)
+        plan = await vm.jobs.plan(found)
         if app.dry_run:
             return plan
         bar = reporter(asked=app.progress, as_json=app.json) if plan.job_id else None
-        with signals.operation(plan, bar, name=job_id):
+        with signals.operation(plan, bar, name=found):
             return await vm.run(plan, hooks(signals, bar))
 
     started = time.monotonic()
@@ -140,43 +149,70 @@ def wait(job_id: str, *, foreign: bool) -> None:
             show_done(done)
         case Plan() as plan:
             show_plan(plan)
-        case _ if app.dry_run:
-            show_steps(("await-job", {"id": job_id, "until": "concluded"}, "wait"))
+        case ended if app.dry_run:
+            show_steps(("await-job", {"id": ended.id, "until": "concluded"}, "wait"))
         case ended:
             _show(ended, time.monotonic() - started)
 
 
+async def _full_id(vm: VM, typed: str) -> str:
+    """Return the id of the only job or interrupted operation that begins as typed; else what was typed.
+
+    Raises:
+        AmbiguousName: When several ids begin so, and none is what was typed.
+    """
+    ids = {job.id for job in await vm.jobs.list()}
+    if typed in ids or parse_job_id(typed) is not None:
+        return typed
+    with suppress(Refused):  # the jobs are known all the same
+        ids |= {record.id for record in await vm.jobs.interrupted() if not record.permanent}
+    fitting = sorted(each for each in ids if each.startswith(typed))
+    if len(fitting) > 1:
+        message = f"{typed!r} is the beginning of the ids of {len(fitting)} jobs"
+        raise AmbiguousName(message, candidates=fitting, hint=f"give more of it: {', '.join(fitting)}")
+    return fitting[0] if fitting else typed
+
+
 def _send(
-    job_id: str,
+    typed: str,
     command: str,
-    act: Callable[[VM], Awaitable[object]],
-    arguments: Mapping[str, object] | None = None,
+    act: Callable[[VM, str], Awaitable[object]],
+    arguments: Callable[[str], dict[str, object]] = lambda found: {"id": found},
 ) -> None:
     """Send one command about a job, or with -n print it.
 
     Args:
-        job_id: The job.
+        typed: The job's id, or its beginning.
         command: The QMP command.
-        act: Sends it.
-        arguments: Its arguments; None: the job's id.
+        act: Sends it for the job of that id.
+        arguments: Its arguments for the job of that id.
     """
-    foreign = bool(click.get_current_context().params["foreign"])
-    app = current_app()
     started = time.monotonic()
 
     async def work(vm: VM, signals: Signals) -> Job:
-        state = await vm.jobs.get(job_id, foreign=foreign)
-        if not app.dry_run:
-            with signals.operation(None):
-                await act(vm)
-        return state
+        found = await _full_id(vm, typed)
+        return await _act(vm, signals, found, lambda: act(vm, found))
 
     state = run(work)
-    arguments = arguments or {"id": job_id}
-    if app.dry_run:
+    _sent(state, command, arguments(state.id), time.monotonic() - started)
+
+
+async def _act(vm: VM, signals: Signals, job_id: str, act: Callable[[], Awaitable[object]]) -> Job:
+    """Do it, unless with -n; return the job as it was before."""
+    foreign = bool(click.get_current_context().params["foreign"])
+    state = await vm.jobs.get(job_id, foreign=foreign)
+    if not current_app().dry_run:
+        with signals.operation(None):
+            await act()
+    return state
+
+
+def _sent(state: Job, command: str, arguments: dict[str, object], elapsed: float) -> None:
+    """Print what was sent, or with -n what would be."""
+    if current_app().dry_run:
         show_steps((command, arguments, "qmp"))
     else:
-        _show(state, time.monotonic() - started, arguments.get("speed"))
+        _show(state, elapsed, arguments.get("speed"))
 
 
 _STATES_AFTER = {

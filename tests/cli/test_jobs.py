@@ -138,3 +138,37 @@ def test_job_speed_refuses_what_is_no_speed(machine):
 def test_job_wait_refuses_an_id_that_nobody_knows(machine):
     ended = machine("--json", "job", "wait", OURS)
     assert (ended.code, ended.json["error"]["type"]) == (3, "NotFound")
+
+
+@pytest.mark.parametrize("typed", ["qmpsnap-stream", "q", OURS[:-1], OURS])
+def test_job_verb_takes_the_beginning_of_an_id(machine, server, typed):
+    job(server, OURS)
+    server.answer("job-pause", Return())
+    assert machine("job", "pause", typed).out == f"{OURS} is paused\n"
+    assert server.received[-1]["arguments"] == {"id": OURS}
+
+
+def test_job_verb_prints_the_whole_id_on_a_dry_run(machine, server):
+    job(server, "theirs", block={})
+    for words in (("speed", "the", "7"), ("cancel", "the"), ("wait", "the")):
+        (step,) = machine("--json", "job", *words, "--foreign", "-n").json["plan"]["steps"]
+        assert "theirs" in step["arguments"].values()
+
+
+def test_job_verb_refuses_the_beginning_of_another_s_id_as_it_refuses_the_whole(machine, server):
+    job(server, "theirs")
+    assert machine("--json", "job", "cancel", "the").json["error"]["type"] == "ForeignJob"
+
+
+def test_job_verb_refuses_a_beginning_that_two_ids_have_but_not_a_whole_id(machine, server):
+    facts = {"type": "stream", "status": "running", "current-progress": 1, "total-progress": 2}
+    server.answer("query-jobs", Return([{"id": name, **facts} for name in ("copy", "copy2")]))
+    server.answer("job-pause", Return())
+    ended = machine("job", "pause", "co", "--foreign")
+    assert ended.code == 3
+    assert ended.err.splitlines() == [
+        "qmpsnap: refused: 'co' is the beginning of the ids of 2 jobs",
+        "  nothing was changed",
+        "  next: give more of it: copy, copy2",
+    ]
+    assert machine("job", "pause", "copy", "--foreign").out == "copy is paused\n"
