@@ -30,7 +30,8 @@ def _complete(context: click.Context, parameter: click.Parameter, incomplete: st
 def record(context: click.Context, file: str, words: tuple[str, ...]) -> None:
     """Run VERB with all that follows, and write every QMP message to the new file FILE, as --record does.
 
-    Secrets are masked. The output and the exit code are those of VERB.
+    Secrets are masked. The output and the exit code are those of VERB. With --shared-fs no nothing is read
+    from the host's files, so that the record can be replayed where they differ.
     """
     app = current_app()
     record_to(app, file)

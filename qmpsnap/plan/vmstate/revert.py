@@ -181,11 +181,14 @@ def _refuse(intent: Revert, state: KeptState | None, machine: Machine, scene: Gu
         )
     if state is not None and state.mode != "in-place":
         convert = command("checkpoint", "--convert", intent.name, "--launcher", "COMMAND")
+        prepare = f"{command('revert', intent.name, '--prepare')}, start a QEMU from these files, then"
+        incoming = f"this one waits for VM state: {command('revert', intent.name, '--into-incoming')}"
         raise Unsupported(
             f"the memory of {intent.name!r} was saved with --mode {state.mode}: only a new QEMU can load it",
             feature=f"revert to a checkpoint of mode {state.mode} in place",
-            hint=f"{command('revert', intent.name, '--prepare')}, start a QEMU from these files, then "
-            f"--into-incoming; or {convert}, then revert",
+            hint=incoming
+            if scene.machine.guest.incoming
+            else f"{prepare} --into-incoming; or {convert}, then revert",
         )
     refuse_jobs(scene.jobs)
     refuse_state(machine, loads=True)

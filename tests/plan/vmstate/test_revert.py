@@ -315,6 +315,13 @@ def test_revert_refuses_what_cannot_be(case: str) -> None:
     assert type(caught.value) is error
 
 
+def test_revert_says_how_a_qemu_that_waits_for_vm_state_loads_it() -> None:
+    waiting = a_machine(TWO, status="inmigrate")
+    with pytest.raises(Unsupported, match="only a new QEMU can load it") as caught:
+        planned(BACK, TWO, files=files_of("stop"), machine=waiting)
+    assert caught.value.hint == "this one waits for VM state: qmpsnap revert c1 --into-incoming"
+
+
 # -- for a new QEMU --------------------------------------------------------------------------------
 
 
