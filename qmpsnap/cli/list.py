@@ -69,7 +69,7 @@ def list_(form: str) -> None:
         for disk, name in listing.current.items()
         if name
     ]
-    lines = lines or ["no snapshots or checkpoints"]
+    lines = lines or [f"no snapshots or checkpoints{'' if listing.records_seen else ' are known'}"]
     lines += _tree(listing.tree)
     for file in listing.unneeded:
         lines += [

@@ -128,4 +128,4 @@ def test_list_has_one_word_for_what_it_lists(qmpsnap, machine):
     assert "List snapshots and checkpoints" in qmpsnap("--help").out
     assert "List the snapshots and checkpoints" in qmpsnap("list", "--help").out
     assert "moment" not in qmpsnap("list", "--help").out
-    assert machine("list").out == "no snapshots or checkpoints\n"
+    assert machine("--shared-fs", "yes", "list").out == "no snapshots or checkpoints\n"

@@ -42,6 +42,11 @@ def test_list_says_when_there_are_none(machine):
     assert machine("--shared-fs", "yes", "list") == (0, "no snapshots or checkpoints\n", "")
 
 
+def test_list_says_that_none_are_known_when_files_are_not_visible(machine):
+    warning = "warning: QEMU's files are not visible from here, so external snapshots are not known\n"
+    assert machine("--shared-fs", "no", "list") == (0, "no snapshots or checkpoints are known\n", warning)
+
+
 def test_list_shows_both_kinds_the_oldest_first(machine, both, tmp_path):
     assert machine("--shared-fs", "yes", "list").out.splitlines() == [
         "NAME  KIND      TAKEN                OVERLAYS  VM STATE  DISKS",
