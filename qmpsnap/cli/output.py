@@ -159,7 +159,7 @@ def _words(text: str) -> list[str]:
         else:
             words.append(word)
             typed = word.lstrip("(") == "qmpsnap"
-        ends = word.endswith((",", ";", ")")) or (word.endswith(".") and word.strip("./"))
+        ends = word.endswith((",", ";", ":", ")")) or (word.endswith(".") and word.strip("./"))
         if ends and words[-1].count("'") % 2 == 0:
             typed = False
     return words
