@@ -281,7 +281,7 @@ class SharedMachine:
     async def _put_back(self, booted: Booted, mode: Reset) -> Booted:
         """Reset the machine; if this fails, it has to be booted again."""
         if mode == "none":
-            await booted.vm.status()
+            await self._in_time(booted.vm.status())
             booted.busy = await still_connected(booted.directory)
             return booted
         if mode == "clone":
@@ -292,11 +292,19 @@ class SharedMachine:
                 f"a client of the test before is still connected: {'; '.join(who)}", differences=who
             )
         since = console_size(booted.directory) if mode == "disks" else 0
-        await resets.put_back(booted)
+        await self._in_time(resets.put_back(booted))
         booted.wakes = mode == "memory"
         if mode == "disks":  # a guest that goes on with its memory is ready
             await self._await_ready(booted, since=since)
         return booted
+
+    async def _in_time(self, reset: Awaitable[object]) -> None:
+        """Limit a reset to the time that a boot may take: a QEMU that hangs never answers its commands."""
+        try:
+            with anyio.fail_after(self._boot_limit):
+                await reset
+        except TimeoutError as error:
+            raise TimeoutError(str(error) or f"QEMU was not reset in {self._boot_limit:g} s") from error
 
     def last_lines(self, booted: Booted) -> str:
         """Return the last lines that the guest wrote to its console."""
