@@ -44,6 +44,12 @@ def format_mistaken(qemu, made, _):
     return made.active, [("format-wrong", made.files[1])]
 
 
+def format_raw(qemu, made, _):
+    """An overlay calls a qcow2 image raw: the guest would see its header, and nothing from beneath it."""
+    qemu.img("rebase", "-u", "-f", "qcow2", "-b", made.files[1], "-F", "raw", made.active)
+    return made.active, [("format-wrong", made.active)]
+
+
 def bitmap_in_use(qemu, made, folder):
     qemu.img("bitmap", "--add", made.active, "b0")
     with Machine(qemu, folder, *blockdev("vda", made.active)) as running:
@@ -59,7 +65,7 @@ def not_closed(qemu, made, _):
     return made.active, [("image-damaged", made.active)]
 
 
-IMAGES = [moved_directory, format_forgotten, format_mistaken, bitmap_in_use, not_closed]
+IMAGES = [moved_directory, format_forgotten, format_mistaken, format_raw, bitmap_in_use, not_closed]
 
 
 @ONE

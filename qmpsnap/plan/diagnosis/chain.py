@@ -14,6 +14,7 @@ from qmpsnap.model.hints import qmp_words
 from qmpsnap.model.names import digest, stem
 from qmpsnap.plan.checks.opened import moved_layers, temporary
 from qmpsnap.plan.diagnosis.facts import Case, Facts
+from qmpsnap.plan.diagnosis.images import rebased
 
 _AGAIN = "it copies nothing: it writes the name and the format into the header"
 
@@ -102,6 +103,38 @@ def format_missing(facts: Facts) -> Iterator[Case]:
                 _rewritten(layer, below),
                 _AGAIN,
             )
+
+
+def read_as_raw(facts: Facts) -> Iterator[Case]:
+    """A qcow2 image that is read as raw; its name counts, too: a guest may write such a header."""
+    for disk in facts.graph.disks.values():
+        for above, layer in zip((None, *disk.layers), disk.layers, strict=False):
+            fact = facts.files.files.get(layer.file)
+            if layer.format != "raw" or not layer.file.endswith(".qcow2") or _odd(layer, facts.files):
+                continue
+            if fact is None or fact.header is None:
+                continue
+            if above is not None:
+                cause = f"{disk.name} reads its backing file {layer.file} as raw, and that has a qcow2 header"
+                over = facts.files.files.get(above.file)
+                header = over.header if over is not None else None
+                command = rebased(above.file, (header and header.backing) or layer.file, "qcow2")
+                advice = (
+                    "if that was made as qcow2; keep a copy first, for a guest may have written on top of it"
+                )
+                if facts.off:
+                    yield Case(above.file, cause, command, advice)
+                else:
+                    yield Case(
+                        above.file, cause, advice=f"with the machine off: {shlex.join(command)} - {advice}"
+                    )
+            elif not facts.off:  # whoever names the format of an image that is off has decided
+                yield Case(
+                    layer.file,
+                    f"{disk.name} reads it as raw, and it has a qcow2 header",
+                    advice="if it was made as qcow2, start the machine with that format; what the guest has "
+                    "written meanwhile may have damaged it",
+                )
 
 
 def chain_long(facts: Facts) -> Iterator[Case]:

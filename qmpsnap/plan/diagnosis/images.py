@@ -27,7 +27,7 @@ def backing_missing(facts: Facts) -> Iterator[Case]:
                 yield Case(
                     above,
                     cause,
-                    _rebased(above, found[0], form),
+                    rebased(above, found[0], form),
                     f"if {found[0]} is that file, which its name suggests and nothing proves",
                 )
             else:
@@ -52,7 +52,7 @@ def format_unknown(facts: Facts) -> Iterator[Case]:
             )
             form = _format_of(file, fact)
             if form:
-                yield Case(above, cause, _rebased(above, over.header.backing or file, form))
+                yield Case(above, cause, rebased(above, over.header.backing or file, form))
             else:
                 yield Case(
                     above,
@@ -71,7 +71,7 @@ def format_differs(facts: Facts) -> Iterator[Case]:
                 yield Case(
                     above,
                     f"it calls its backing file {file} qcow2, which has no qcow2 header",
-                    _rebased(above, (over.header and over.header.backing) or file, "raw"),
+                    rebased(above, (over.header and over.header.backing) or file, "raw"),
                     "if that is a raw image, and not a damaged one",
                 )
 
@@ -107,6 +107,7 @@ def _format_of(file: str, fact: FileFact) -> str:
     return "qcow2" if file.endswith(_SUFFIX) else ""
 
 
-def _rebased(file: str, backing: str, form: str) -> tuple[str, ...]:
+def rebased(file: str, backing: str, form: str) -> tuple[str, ...]:
+    """The command that writes name and format of the backing file into a header, while nobody has it open."""
     spelled = backing if is_plain_name(backing) else f"./{backing}"
     return ("qemu-img", "rebase", "-u", "-f", "qcow2", "-b", spelled, "-F", form, file)

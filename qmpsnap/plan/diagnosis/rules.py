@@ -51,6 +51,7 @@ RULES = (
     Rule("backing-wrong", chain.backing_wrong),
     Rule("format-wrong", chain.format_wrong),
     Rule("format-missing", chain.format_missing),
+    Rule("format-wrong", chain.read_as_raw),
     Rule("operation-left", jobs.operation_left),
     Rule("job-stopped", jobs.job_stopped),
     Rule("job-paused", jobs.job_paused),

@@ -53,6 +53,28 @@ def test_another_format_is_rewritten(form: str) -> None:
     assert f"calls the backing file {form}, and it is qcow2" in found.cause
 
 
+def test_a_qcow2_image_that_is_read_as_raw_is_found_by_its_name_and_header() -> None:
+    command = "qemu-img rebase -u -f qcow2 -b base.qcow2 -F qcow2 /images/s1.qcow2"
+    there = graph(with_layer(CHAIN.disks["vda"], 2, format="raw"))
+    seen = with_file(facts(there), S1, replace(fact(S1, "base.qcow2", "raw"), backing=BASE))
+    found = only(seen)
+    assert (found.code, found.subject, found.remedy) == ("format-wrong", S1, ())
+    assert found.advice.startswith(
+        f"with the machine off: {command} - if that was made as qcow2; keep a copy"
+    )
+    found = only(replace(seen, status=None))
+    assert (found.subject, " ".join(found.remedy)) == (S1, command)
+    assert codes(with_file(seen, BASE, FileFact("regular", real=BASE))) == []
+    window = graph(with_layer(CHAIN.disks["vda"], 2, format="raw", window=True))
+    assert codes(replace(seen, graph=window)) == []
+
+
+def test_an_active_layer_that_is_read_as_raw_is_found_while_a_machine_runs() -> None:
+    seen = facts(graph(with_layer(graph(vda="base*").disks["vda"], 0, format="raw")))
+    assert codes(seen) == [("format-wrong", BASE)]
+    assert codes(replace(seen, status=None)) == []
+
+
 def test_a_format_that_is_missing_is_written() -> None:
     found = only(with_file(facts(), S1, fact(S1, BASE)))
     assert (found.code, found.remedy[2]) == ("format-missing", "block-stream")
