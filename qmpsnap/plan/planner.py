@@ -16,7 +16,7 @@ from qmpsnap.plan.inside import checkpoint as checkpoint_internal
 from qmpsnap.plan.inside import snapshot as snapshot_internal
 from qmpsnap.plan.intent import Intent
 from qmpsnap.plan.plan import Plan
-from qmpsnap.plan.record_places import state_questions, with_parents
+from qmpsnap.plan.record_places import refuse_unchangeable, state_questions, with_parents
 from qmpsnap.plan.scene import GuestScene, Scene
 from qmpsnap.plan.vmstate import checkpoint, delete, load, revert, revert_new, revert_off, save, store
 
@@ -138,4 +138,5 @@ def plan(intent: Intent, scene: Scene, *, off: bool = False) -> Plan:
     for guard in planner.guards:
         guard(scene)
     planned = planner.plan(intent, scene)
+    refuse_unchangeable(planned.steps, scene.files)
     return without_abandoned(planned, scene.files) if intent.kind in _CHANGE_LAYERS else planned

@@ -6,10 +6,12 @@ import posixpath
 from collections.abc import Iterable
 
 from qmpsnap.errors import InvalidTarget
+from qmpsnap.model.files import Files
 from qmpsnap.model.graph import Disk, Graph
 from qmpsnap.model.names import state_directory_choices
 from qmpsnap.model.record import IntentRecord, MomentRecord
 from qmpsnap.model.record_rules import is_plain
+from qmpsnap.model.step import Step
 from qmpsnap.plan.scene import Scene
 
 # Room for a record: a guest whose disk is full must not be refused the snapshot that rescues it.
@@ -88,6 +90,31 @@ def refuse_unrecorded(scene: Scene, disk: Disk, files: Iterable[str]) -> None:
             hint=f"{_RECORD_BYTES // 1024} KiB must be free in a directory that can be written; "
             "--state-dir names another one",
         )
+
+
+def refuse_unchangeable(steps: Iterable[Step], files: Files) -> None:
+    """Refuse a plan that would end, its layers changed, at a record that we may not change.
+
+    A directory of records that root has made, for example.
+
+    Args:
+        steps: Those of the plan.
+        files: What is known of the directories.
+
+    Raises:
+        InvalidTarget: Naming the directory.
+    """
+    for step in steps:
+        changes = step.command.startswith("keep-") and step.command != "keep-moment"
+        if not changes and not step.arguments.get("moments"):
+            continue
+        where = files.directories.get(str(step.arguments.get("directory")))
+        if where is not None and where.exists and not where.writable:
+            raise InvalidTarget(
+                f"the record of a snapshot in {where.path} cannot be changed: {where.problem}",
+                file=where.path,
+                hint="run as a user who can write there, or get that permission",
+            )
 
 
 def state_questions(graph: Graph, state_dir: str) -> tuple[str, ...]:

@@ -110,6 +110,16 @@ def test_nothing_is_merged_without_a_record_where_moments_are_known(intent: Inte
         planned(intent, TWO, files=files)
 
 
+@each("intent", [Commit("vda"), Delete("c1")])
+def test_no_layer_changes_where_the_record_of_its_moment_cannot(intent: Intent) -> None:
+    files = files_of("")
+    files.directories = {STATE: DirFact(STATE, exists=True, writable=False, problem="permission denied")}
+    refusal = f"the record of a snapshot in {STATE} cannot be changed: permission denied"
+    with pytest.raises(InvalidTarget, match=refusal) as info:
+        planned(intent, TWO, files=files)
+    assert info.value.hint == "run as a user who can write there, or get that permission"
+
+
 def test_state_questions_ask_for_every_disk_with_a_medium() -> None:
     both = graph(Disk("cd0"), vda="base*", vdb="data*")
     assert state_questions(both, "") == ("/images/base.qmpsnap", "/images/data.qmpsnap")
