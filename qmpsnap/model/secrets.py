@@ -37,7 +37,9 @@ _SPOKEN = re.compile(
     r"\b\"?\s*"
 )
 _ASKED = re.compile(r"\s*qom-get\s+\S+\s+\"?(?:data|password)\b")
-_IN_A_URL = re.compile(r"(://[^/@:\s\"]*:)[^/@\s\"]+@")
+_IN_A_URL = re.compile(r"(://[^/@:%\s\"]*[:%])[^/@\s\"]+@")  # iscsi://user%password@host/
+# The key of a Ceph user in the name of an image: rbd:pool/image:id=admin:key=...
+_IN_RBD = re.compile(r"(\brbd:[^\s\"]*?:key=)[^:\s\"]+")
 # The cookie of a node that QEMU names by json:, in a text or in a text within JSON.
 _COOKIE = re.compile(r'(\\*"cookie\\*":\s*\\*")[^"\\]+')
 
@@ -98,8 +100,9 @@ def mask_answer(value: Any) -> object:  # noqa: ANN401 - JSON
 
 
 def without_passwords(text: str) -> str:
-    """Return text with its secrets masked: passwords in URLs (https://user:password@host/), and cookies."""
+    """Return text with its secrets masked: passwords in URLs (https://user:password@host/), keys, cookies."""
     text = _IN_A_URL.sub(rf"\1{MASK}@", text) if "://" in text else text
+    text = _IN_RBD.sub(rf"\1{MASK}", text) if ":key=" in text else text
     return _COOKIE.sub(rf"\1{MASK}", text) if '"cookie' in text or 'cookie\\"' in text else text
 
 

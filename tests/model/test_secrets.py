@@ -117,6 +117,15 @@ def test_without_passwords_masks_the_cookie_of_a_node_s_name():
     assert json.loads(without_passwords(json.dumps({"file": name}))) == {"file": masked}
 
 
+def test_without_passwords_masks_what_iscsi_and_ceph_have_in_a_name():
+    assert without_passwords("iscsi://u%pw@h:3260/iqn.a/0") == "iscsi://u%***@h:3260/iqn.a/0"
+    name = "rbd:pool/image:id=admin:key=AQB+x/==:auth_supported=cephx"
+    masked = "rbd:pool/image:id=admin:key=***:auth_supported=cephx"
+    assert without_passwords(name) == masked
+    assert without_passwords(json.dumps([name])) == json.dumps([masked])
+    assert without_passwords("rbd:pool/image:id=admin a:key=b") == "rbd:pool/image:id=admin a:key=b"
+
+
 def test_without_passwords_keeps_urls_without_any():
     for text in ("nbd://host:10809/x", "https://user@h/d", "ssh://h/a:b@c", "no url: a@b"):
         assert without_passwords(text) == text
