@@ -14,7 +14,7 @@ from msgspec import Struct
 from qmpsnap.model.command_line.monitors import Endpoint
 from qmpsnap.model.running_qemu import QmpSocket, SocketState
 from qmpsnap.run import proc
-from qmpsnap.run.process_paths import path_here
+from qmpsnap.run.process_paths import is_hidden, path_here
 from qmpsnap.run.sockets import (
     UnixSocket,
     accepted_from,
@@ -29,6 +29,7 @@ _EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "127.0.0.1"}  # noqa: S104 - nothin
 _OTHER_NETWORK = "it is in another network namespace"
 _NOBODY_LISTENS = "QEMU does not listen there"
 _NO_PATH = "no path leads to it: it was moved, removed or replaced"
+_HIDDEN = "we may not look at it"
 _NO_SERVER = "it is not a socket that listens"
 
 
@@ -144,7 +145,7 @@ class _Process:
     def at_descriptor(self, endpoint: Endpoint) -> Found:
         """The monitor at an inherited descriptor, which listens or is connected already."""
         if self._inodes is None:
-            return Found(QmpSocket("", endpoint.text, SocketState.UNKNOWN, why="we may not look at it"))
+            return Found(QmpSocket("", endpoint.text, SocketState.UNKNOWN, why=_HIDDEN))
         own = self._table.get(self._inodes.get(endpoint.number, 0))
         if own is None:
             return _unreachable(endpoint, _NO_SERVER)
@@ -170,6 +171,8 @@ class _Process:
                 return "", _OTHER_NETWORK
             return ("", "its abstract name is padded") if name.endswith("\0") else (f"@{name[1:]}", "")
         path = path_here(self._pid, name, lambda status: _is_of(status, listener)) if name else ""
+        if not path and name and is_hidden(self._pid, name):
+            return "", _HIDDEN
         return path, "" if path else _NO_PATH
 
 

@@ -61,6 +61,18 @@ def path_here(pid: int, path: str, fits: Callable[[os.stat_result], bool]) -> st
     return ""
 
 
+def is_hidden(pid: int, path: str) -> bool:
+    """Whether we may not see what a process's path leads to, as in a directory that its user alone enters."""
+    for seen in seen_as(pid, path):
+        try:
+            os.stat(seen)
+        except PermissionError:
+            return True
+        except (OSError, ValueError):
+            continue
+    return False
+
+
 def _status(path: str) -> os.stat_result | None:
     try:
         return os.stat(path)

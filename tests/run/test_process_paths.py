@@ -10,7 +10,7 @@ from subprocess import PIPE
 
 import pytest
 
-from qmpsnap.run.process_paths import path_here, seen_as, status_of
+from qmpsnap.run.process_paths import is_hidden, path_here, seen_as, status_of
 
 CHANGES_DIRECTORY = "import os, sys; os.chdir(sys.argv[1]); print(flush=True); input()"
 
@@ -43,6 +43,19 @@ def test_relative_path_counts_from_the_directory_that_has_the_file(moved, tmp_pa
     assert path_here(moved, "none", fits) == ""
     wanted.unlink()
     assert path_here(moved, "s", lambda status: stat.S_ISSOCK(status.st_mode)) == ""
+
+
+def test_what_lies_in_a_directory_that_we_may_not_enter_is_hidden(tmp_path):
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0)
+    ours = os.geteuid()
+    if ours == 0:
+        os.seteuid(65534)  # root may enter every directory
+    try:
+        assert is_hidden(os.getpid(), f"{closed}/s")
+        assert not is_hidden(os.getpid(), "/none/s")
+    finally:
+        os.seteuid(ours)
 
 
 def test_nothing_is_known_of_a_process_that_is_gone(tmp_path):
