@@ -35,7 +35,9 @@ def _row(machine: RunningQemu) -> Row:
     remarks += [_disk(disk) for disk in machine.disks or ()]
     if machine.disks is None:
         remarks.append("we may not look at its images")
-    state, where = (str(monitors[0].state), _where(monitors[0])) if monitors else ("", "no QMP monitor")
+    state, where = (
+        (str(monitors[0].state), _where(monitors[0])) if monitors else ("", "no QMP monitor in its arguments")
+    )
     return Row((name, str(machine.pid), machine.process.user, state, where), tuple(remarks))
 
 

@@ -47,7 +47,7 @@ def test_ps_shows_each_machine_with_its_monitors_clients_and_disks():
         "    vda: a.qcow2 (2 layers)",
         "    /x.raw (1 layer)",
         "    vdb: /y (1 layer, on nbd:h:1)",
-        "(storage daemon)   11  amy          no QMP monitor",
+        "(storage daemon)   11  amy          no QMP monitor in its arguments",
         "    we may not look at its images",
         "evil\\x1b[31m\\n     12  amy   held   /run/b",
         "    held by process 991 (libvirtd, user root) and 10.0.0.2:5000",
