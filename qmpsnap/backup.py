@@ -37,7 +37,7 @@ from qmpsnap.plan.plan import Plan
 from qmpsnap.run import backups
 from qmpsnap.run.backup_copies import Copies, image_name
 from qmpsnap.run.copying import check_image
-from qmpsnap.run.disk import in_thread
+from qmpsnap.run.disk import in_long_thread, in_thread
 from qmpsnap.run.executor import Executor
 from qmpsnap.run.log import get_logger
 from qmpsnap.run.outcome import Done, Hooks
@@ -284,7 +284,7 @@ async def verify_backup(directory: str | os.PathLike[str], *, at: int | None = N
     place, record = await _chosen(directory, at)
     for disk in record.disks.values():
         file = posixpath.join(place, disk.file)
-        await in_thread(partial(backups.verify_image, file, disk))
+        await in_long_thread(partial(backups.verify_image, file, disk))
         await check_image(file)
     return record
 
@@ -294,8 +294,8 @@ async def restore_backup(
 ) -> dict[str, str]:
     """Copy the images of a backup out of it, and verify the checksum of each.
 
-    No file is replaced, and a file gets its name only once it is complete and synced. After a failure the
-    images that were complete stay.
+    No file is replaced, and a file gets its name only once it is complete and synced. After a failure, or a
+    cancellation, the images that were complete stay, and nothing of the others.
 
     Args:
         directory: The directory of backups.
@@ -313,11 +313,16 @@ async def restore_backup(
     place, record = await _chosen(directory, at)
     target = absolute("to", to)
     files = {name: posixpath.join(target, disk.file) for name, disk in record.disks.items()}
-    await in_thread(partial(backups.make_directory, target))
-    await in_thread(partial(backups.refuse_taken, tuple(files.values())))
-    for name, disk in record.disks.items():
-        source = posixpath.join(place, disk.file)
-        await in_thread(partial(backups.restore_image, source, disk, files[name]))
+    created = await in_thread(partial(backups.make_directory, target))
+    try:
+        await in_thread(partial(backups.refuse_taken, tuple(files.values())))
+        for name, disk in record.disks.items():
+            source = posixpath.join(place, disk.file)
+            await in_long_thread(partial(backups.restore_image, source, disk, files[name]))
+    except BaseException:
+        if created:
+            backups.drop_directory(target)
+        raise
     return files
 
 

@@ -317,6 +317,22 @@ async def test_damaged_backup_does_not_hide_the_others(
     assert set(await qmpsnap.restore_backup(place, tmp_path / "to")) == {"vda", "vdb"}
 
 
+async def test_refused_restore_leaves_no_directory_that_it_has_created(
+    tmp_path: Path, tool_that: Callable[[str], None]
+) -> None:
+    del tool_that
+    vm, place = vm_of(FakeTarget(MACHINE)), tmp_path / "b"
+    done = await vm.backup(place, disks=["vda"])
+    image = place / done.backup.id / "vda.qcow2"
+    image.write_bytes(image.read_bytes() + b"\1")
+    (tmp_path / "mine").mkdir()
+    for name in ("new", "mine"):
+        with pytest.raises(InvalidTarget, match="is damaged"):
+            await qmpsnap.restore_backup(place, tmp_path / name)
+    assert not (tmp_path / "new").exists()
+    assert [*(tmp_path / "mine").iterdir()] == []
+
+
 async def test_file_is_no_directory_of_backups(tmp_path: Path) -> None:
     (file := tmp_path / "vda.qcow2").touch()
     fake = FakeTarget(MACHINE)

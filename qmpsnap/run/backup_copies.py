@@ -15,7 +15,7 @@ from qmpsnap.model.names import disk_part, job_id
 from qmpsnap.model.view import DiskView
 from qmpsnap.run import backups
 from qmpsnap.run.copying import alongside, compare_disk, copy_disk
-from qmpsnap.run.disk import in_thread
+from qmpsnap.run.disk import in_long_thread
 from qmpsnap.run.outcome import Hooks
 from qmpsnap.run.planning import Planning, both
 from qmpsnap.run.progress import Meter
@@ -76,7 +76,7 @@ class Copies:
             view, file, speed=self.speed, remove=directory, tell=tell, interval=self.hooks.interval
         )
         (crc, size), _ = await both(
-            partial(in_thread, partial(backups.checksum, file)),
+            partial(in_long_thread, partial(backups.checksum, file)),
             partial(compare_disk, view, file, remove=directory),
         )
         return BackupDisk(image_name(view.disk), "qcow2", view.virtual_size, size, crc, view.files)

@@ -13,6 +13,7 @@ import contextlib
 import fcntl
 import os
 import stat
+import threading
 import zlib
 from collections.abc import Callable, Sequence
 
@@ -27,7 +28,7 @@ from qmpsnap.model.backup import (
     read_manifest,
     to_manifest,
 )
-from qmpsnap.run.disk import rename_exclusively, sync_directory
+from qmpsnap.run.disk import Stopped, rename_exclusively, sync_directory
 from qmpsnap.run.log import get_logger
 from qmpsnap.run.os_errors import reason, unusable
 from qmpsnap.run.safe_open import create_file, open_directory, open_file, remove_tree
@@ -168,34 +169,36 @@ def choose(place: str, at: int | None) -> BackupRecord:
     return records[at - 1]
 
 
-def verify_image(file: str, disk: BackupDisk) -> None:
+def verify_image(file: str, disk: BackupDisk, stop: threading.Event) -> None:
     """Verify the checksum of an image in a backup. Blocking.
 
     Raises:
         InvalidTarget: When the image is missing, or damaged.
+        Stopped: When `stop` is set.
     """
     try:
-        crc, size = checksum(file)
+        crc, size = checksum(file, stop)
     except (OSError, ValueError) as error:
         raise unusable(file, error, "read") from error
     if (crc, size) != (disk.crc32, disk.image_bytes):
         raise _damaged(file)
 
 
-def checksum(file: str) -> tuple[int, int]:
+def checksum(file: str, stop: threading.Event) -> tuple[int, int]:
     """The CRC of a regular file, and its size in bytes. Blocking.
 
     Raises:
         OSError: When the file cannot be read.
+        Stopped: When `stop` is set.
     """
     descriptor = open_file(file)
     try:
-        return _each_chunk(descriptor, lambda _, __: None)
+        return _each_chunk(descriptor, lambda _, __: None, stop)
     finally:
         os.close(descriptor)
 
 
-def restore_image(source: str, disk: BackupDisk, target: str) -> None:
+def restore_image(source: str, disk: BackupDisk, target: str, stop: threading.Event) -> None:
     """Copy an image out of a backup, and verify its checksum. Blocking.
 
     The target is created exclusively. It has another name until it is complete and synced.
@@ -203,6 +206,7 @@ def restore_image(source: str, disk: BackupDisk, target: str) -> None:
     Raises:
         TargetExists: When the target exists.
         InvalidTarget: When the target cannot be created, or the image is damaged; no file is left.
+        Stopped: When `stop` is set; no file is left.
     """
     if os.path.lexists(target):
         raise TargetExists(f"{target} exists already and was not touched", file=target)
@@ -219,7 +223,7 @@ def restore_image(source: str, disk: BackupDisk, target: str) -> None:
         raise unusable(target, error, "create") from error
     try:
         try:
-            crc, size = _copy(source, descriptor)
+            crc, size = _copy(source, descriptor, stop)
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
@@ -230,21 +234,27 @@ def restore_image(source: str, disk: BackupDisk, target: str) -> None:
     except OSError as error:
         _unlink(partial)
         raise unusable(target, error, "write") from error
-    except InvalidTarget:
+    except (InvalidTarget, Stopped):
         _unlink(partial)
         raise
 
 
-def make_directory(place: str) -> None:
-    """Create a directory if it does not exist. Blocking.
+def make_directory(place: str) -> bool:
+    """Create a directory if it does not exist; return whether it was created. Blocking.
 
     Raises:
         InvalidTarget: When it cannot be created.
     """
     try:
-        _make(place)
+        return _make(place)
     except OSError as error:
         raise unusable(place, error, "create") from error
+
+
+def drop_directory(place: str) -> None:
+    """Remove a directory that was created, if nothing is in it. Blocking."""
+    with contextlib.suppress(OSError):
+        os.rmdir(place)  # noqa: PTH106
 
 
 def refuse_taken(files: Sequence[str]) -> None:
@@ -254,7 +264,7 @@ def refuse_taken(files: Sequence[str]) -> None:
             raise TargetExists(f"{file} exists already and was not touched", file=file)
 
 
-def _copy(source: str, target: int) -> tuple[int, int]:
+def _copy(source: str, target: int, stop: threading.Event) -> tuple[int, int]:
     """Copy a file, with zeroes as holes; return its checksum and its size in bytes."""
 
     def put(data: memoryview, at: int) -> None:
@@ -263,17 +273,21 @@ def _copy(source: str, target: int) -> tuple[int, int]:
 
     descriptor = open_file(source)
     try:
-        crc, size = _each_chunk(descriptor, put)
+        crc, size = _each_chunk(descriptor, put, stop)
     finally:
         os.close(descriptor)
     os.ftruncate(target, size)
     return crc, size
 
 
-def _each_chunk(descriptor: int, take: Callable[[memoryview, int], None]) -> tuple[int, int]:
+def _each_chunk(
+    descriptor: int, take: Callable[[memoryview, int], None], stop: threading.Event
+) -> tuple[int, int]:
     """Call `take` with each chunk of a file and its offset; return the file's checksum and size in bytes."""
     crc, at, buffer = 0, 0, bytearray(_CHUNK)
     while count := os.readv(descriptor, [buffer]):
+        if stop.is_set():
+            raise Stopped
         data = memoryview(buffer)[:count]
         crc = zlib.crc32(data, crc)
         take(data, at)

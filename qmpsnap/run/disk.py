@@ -9,7 +9,9 @@ import asyncio
 import contextvars
 import errno
 import os
+import threading
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 import anyio
@@ -19,17 +21,27 @@ from qmpsnap.run.safe_open import create_file, open_directory
 T = TypeVar("T")
 
 
-async def in_thread(work: Callable[[], T]) -> T:
+class Stopped(Exception):
+    """Ends work in a thread whose caller was cancelled."""
+
+
+async def in_thread(work: Callable[[], T], *, stop: threading.Event | None = None) -> T:
     """Run blocking work in a thread, and return only when it has ended.
 
     A cancelled call also waits for the end, whether anyio or asyncio cancelled it:
     the work is then done, but its result is lost.
+
+    Args:
+        work: The work.
+        stop: Set when the call is cancelled, for work that looks at it.
     """
     # anyio.to_thread takes twice as long, and a snapshot works in six threads one after the other.
     running = asyncio.get_running_loop().run_in_executor(None, contextvars.copy_context().run, work)
     try:
         return await asyncio.shield(running)
     except asyncio.CancelledError:
+        if stop is not None:
+            stop.set()
         # Without the scope, anyio would deliver its cancellation again in every turn of the loop.
         with anyio.CancelScope(shield=True):
             while not running.done():
@@ -38,6 +50,12 @@ async def in_thread(work: Callable[[], T]) -> T:
                 except asyncio.CancelledError:
                     continue
         raise
+
+
+async def in_long_thread(work: Callable[[threading.Event], T]) -> T:
+    """The same for work that may take minutes: once its event is set, it cleans up, and raises `Stopped`."""
+    stop = threading.Event()
+    return await in_thread(partial(work, stop), stop=stop)
 
 
 async def made_in_thread(make: Callable[[], T], drop: Callable[[T], None]) -> T:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import threading
 import zlib
 from pathlib import Path
 
@@ -20,11 +21,13 @@ from qmpsnap.run.backups import (
     restore_image,
     verify_image,
 )
+from qmpsnap.run.disk import Stopped
 
 ID = "20240501T120000Z-0a1b2c3d"
 LATER = "20240501T120000Z-00000000"
 DATA = b"\1" * 5 + bytes(3 << 20) + b"\2"
 DISK = BackupDisk("vda.qcow2", "qcow2", 64, len(DATA), zlib.crc32(DATA))
+GO_ON = threading.Event()  # never set
 RECORD = BackupRecord(ID, "2024-05-01T12:00:00.1+00:00", {"vda": DISK})
 
 
@@ -160,7 +163,7 @@ def test_backup_with_a_damaged_manifest_hides_no_other(tmp_path: Path) -> None:
 
 def test_restore_gives_the_image_back_with_its_holes(tmp_path: Path) -> None:
     source, target = made(tmp_path / "b") / "vda.qcow2", tmp_path / "vda.qcow2"
-    restore_image(str(source), DISK, str(target))
+    restore_image(str(source), DISK, str(target), GO_ON)
     assert target.read_bytes() == DATA
     assert target.stat().st_blocks * 512 < len(DATA)
     assert target.stat().st_mode & 0o777 == 0o600
@@ -172,7 +175,7 @@ def test_restore_replaces_nothing(tmp_path: Path) -> None:
     for taken in (target, Path(f"{target}.partial")):
         taken.symlink_to("nowhere")
         with pytest.raises(TargetExists, match=r"exists already and was not touched"):
-            restore_image(str(source), DISK, str(target))
+            restore_image(str(source), DISK, str(target), GO_ON)
         assert taken.is_symlink()
         taken.unlink()
     refuse_taken([str(target)])
@@ -183,24 +186,34 @@ def test_restore_replaces_nothing(tmp_path: Path) -> None:
 
 def test_damaged_image_is_neither_restored_nor_verified(tmp_path: Path) -> None:
     source, target = made(tmp_path / "b") / "vda.qcow2", tmp_path / "vda.qcow2"
-    verify_image(str(source), DISK)
+    verify_image(str(source), DISK, GO_ON)
     source.write_bytes(DATA[:-1] + b"\3")
     with pytest.raises(InvalidTarget, match="is damaged"):
-        restore_image(str(source), DISK, str(target))
+        restore_image(str(source), DISK, str(target), GO_ON)
     with pytest.raises(InvalidTarget, match="is damaged"):
-        verify_image(str(source), DISK)
+        verify_image(str(source), DISK, GO_ON)
     source.unlink()
     with pytest.raises(InvalidTarget, match="cannot read"):
-        verify_image(str(source), DISK)
+        verify_image(str(source), DISK, GO_ON)
     with pytest.raises(InvalidTarget, match="cannot write"):
-        restore_image(str(source), DISK, str(target))
+        restore_image(str(source), DISK, str(target), GO_ON)
+    assert names(tmp_path) == ["b"]
+
+
+def test_restore_that_is_stopped_leaves_nothing(tmp_path: Path) -> None:
+    source, stop = made(tmp_path / "b") / "vda.qcow2", threading.Event()
+    stop.set()
+    with pytest.raises(Stopped):
+        restore_image(str(source), DISK, str(tmp_path / "vda.qcow2"), stop)
+    with pytest.raises(Stopped):
+        verify_image(str(source), DISK, stop)
     assert names(tmp_path) == ["b"]
 
 
 def test_restore_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
     source = made(tmp_path / "b") / "vda.qcow2"
     with pytest.raises(InvalidTarget, match="there is no directory"):
-        restore_image(str(source), DISK, str(tmp_path / "none" / "vda.qcow2"))
+        restore_image(str(source), DISK, str(tmp_path / "none" / "vda.qcow2"), GO_ON)
     with pytest.raises(InvalidTarget, match="cannot create"):
         make_directory(str(tmp_path / "none" / "there"))
     (tmp_path / "file").touch()
@@ -212,4 +225,4 @@ def test_restore_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
 
 def test_checksum_is_that_of_zlib_and_counts_the_bytes(tmp_path: Path) -> None:
     (tmp_path / "f").write_bytes(DATA)
-    assert checksum(str(tmp_path / "f")) == (zlib.crc32(DATA), len(DATA))
+    assert checksum(str(tmp_path / "f"), GO_ON) == (zlib.crc32(DATA), len(DATA))

@@ -8,7 +8,7 @@ from pathlib import Path
 import anyio
 import pytest
 
-from qmpsnap.run.disk import in_thread, rename_exclusively
+from qmpsnap.run.disk import Stopped, in_long_thread, in_thread, rename_exclusively
 
 
 async def test_in_thread_returns_what_the_work_returns():
@@ -55,6 +55,23 @@ async def test_in_thread_waits_for_the_end_when_a_scope_cancels_it():
             scope.cancel()
     assert scope.cancelled_caught
     assert work.ended
+
+
+async def test_in_long_thread_stops_the_work_when_it_is_cancelled():
+    began, loop, stopped = asyncio.Event(), asyncio.get_running_loop(), []
+
+    def work(stop):
+        loop.call_soon_threadsafe(began.set)
+        stopped.append(stop.wait(30))
+        raise Stopped
+
+    task = asyncio.create_task(in_long_thread(work))
+    await began.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert stopped == [True]
+    assert await in_long_thread(lambda stop: stop.is_set()) is False
 
 
 async def test_in_thread_ends_quietly_when_the_work_fails_after_a_cancel(caplog):
