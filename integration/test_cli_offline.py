@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from msgspec.structs import replace
 
 from integration.cli import Cli
 from integration.machines import blockdev, listing, wait_for
 from integration.off import daemons
+from qmpsnap.model.record_file import to_json
+from qmpsnap.plan.commands.records import keep_moment
+from tests.model.records import CHECKPOINT, overlaying, stages
 
 pytestmark = pytest.mark.one_qemu
 
@@ -104,3 +109,30 @@ def test_jobs_names_what_a_killed_client_has_left(qemu, images, command, tmp_pat
     assert ended.code == (4 if verb == "stream" else 0), ended  # 4: the job was gone before its end
     assert command(*image, "jobs", "--json").json["interrupted"] == []
     assert qemu.read(made.active if verb == "stream" else made.files[0]) == made.content[-1]
+
+
+def test_what_a_killed_machine_has_left_of_a_checkpoint_waits_for_its_start(images, command):
+    made = images("base")
+    directory, overlay = f"{made.active.removesuffix('.qcow2')}.qmpsnap", f"{made.active}.c1"
+    record = replace(
+        CHECKPOINT,
+        id="qmpsnap-checkpoint-keep-0a1b2c3d",
+        chains={"vda": (made.active,)},
+        after={"vda": (overlay, made.active)},
+        stages=stages(
+            *overlaying({"vda": overlay}, {"vda": made.active}),
+            tidy=(keep_moment(directory, "qmpsnap-checkpoint-keep-0a1b2c3d", "c1"),),
+        ),
+        name="c1",
+        moves=("vda",),
+    )
+    Path(directory).mkdir()
+    Path(directory, record.file_name).write_text(to_json(record))
+    way = f"start the machine, and then: qmpsnap job wait {record.id}"
+    listed = command("-i", "vda=base.qcow2", "jobs")
+    assert (listed.code, listed.err) == (0, "")
+    assert listed.out.endswith(f"  to finish it: {way}\n")
+    found = command("-i", "vda=base.qcow2", "doctor")
+    assert (found.code, found.out.split()[0], found.out.count("mend:")) == (8, "operation-left:", 0)
+    assert way in " ".join(found.out.split())
+    Path(directory, record.file_name).unlink()

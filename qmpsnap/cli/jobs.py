@@ -12,7 +12,7 @@ from qmpsnap.cli.output import Row, emit, json_line, relative, table, to_stderr,
 from qmpsnap.cli.runner import current_app, run
 from qmpsnap.cli.signals import Signals
 from qmpsnap.errors import Refused
-from qmpsnap.model.interrupted import finishing
+from qmpsnap.model.interrupted import finishing, needs_guest
 from qmpsnap.model.job import ENDED, IoStatus, Job, JobStatus
 from qmpsnap.model.job_place import JobPlace
 from qmpsnap.model.printable import printable
@@ -48,7 +48,9 @@ def jobs() -> None:
 
     listed, left, interrupted = run(work, looks=True)
     if closed and left:
-        interrupted = run(lambda vm, _: _planned(vm, left))
+        waiting = [_Left(record, "", starts=True) for record in left if needs_guest(record)]
+        left = [record for record in left if not needs_guest(record)]
+        interrupted = [*waiting, *(run(lambda vm, _: _planned(vm, left)) if left else [])]
     if current_app().json:
         emit(
             json_line(
@@ -137,10 +139,17 @@ def _ways(job: Job) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class _Left:
-    """An interrupted operation without a job; `vanished` says why it cannot be completed, or ""."""
+    """An interrupted operation without a job.
+
+    Attributes:
+        record: Its record.
+        vanished: Why it cannot be completed, or "".
+        starts: Whether the machine is off, and has to be started first.
+    """
 
     record: IntentRecord
     vanished: str
+    starts: bool = False
 
     @property
     def way(self) -> str:
@@ -157,7 +166,8 @@ class _Left:
         lines += [
             f"  invalid, no longer holds its snapshot: {printable(relative(file))}" for file in record.invalid
         ]
-        return [*lines, f"  to finish it: {printable(self.way)}"]
+        first = "start the machine, and then: " if self.starts else ""
+        return [*lines, f"  to finish it: {first}{printable(self.way)}"]
 
     def to_json(self) -> dict[str, object]:
         """The entry of `--json`."""

@@ -5,6 +5,11 @@ from __future__ import annotations
 from qmpsnap.model.record import IntentRecord
 
 
+def needs_guest(record: IntentRecord) -> bool:
+    """Whether the machine has to run before the operation can be completed or taken back."""
+    return record.origin is not None
+
+
 def finishing(record: IntentRecord, *, vanished: bool) -> tuple[str, ...]:
     """Return the command line that completes the operation, or takes it back.
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 
 from qmpsnap.model.hints import qmp_words
-from qmpsnap.model.interrupted import finishing
+from qmpsnap.model.interrupted import finishing, needs_guest
 from qmpsnap.model.job import ENDED, IoStatus, Job, JobStatus
 from qmpsnap.model.record import IntentRecord
 from qmpsnap.plan.diagnosis.facts import Case, Facts
@@ -26,10 +27,15 @@ def operation_left(facts: Facts) -> Iterator[Case]:
         vanished = facts.vanished.get(record.id, "")
         state = f", and its job is {job.status}" if job is not None else ""
         invalid = f"; no longer valid: {', '.join(record.invalid)}" if record.invalid and vanished else ""
+        cause = f"the client of {_what(record)} ended before it was finished{state}{invalid}"
+        remedy = finishing(record, vanished=bool(vanished))
+        if facts.off and needs_guest(record):
+            yield Case(record.id, cause, advice=f"start the machine, and then: {shlex.join(remedy)}")
+            continue
         yield Case(
             record.id,
-            f"the client of {_what(record)} ended before it was finished{state}{invalid}",
-            finishing(record, vanished=bool(vanished)),
+            cause,
+            remedy,
             "" if job is None or job.status in ENDED else "it waits until the job ends",
         )
     for job in facts.jobs:

@@ -6,6 +6,7 @@ from msgspec.structs import replace
 from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.job import IoStatus, Job, JobStatus
 from qmpsnap.model.moments import Moments
+from qmpsnap.model.record import Origin
 from tests.plan.diagnosis.look import codes, facts, left, only
 
 RECORD = left()
@@ -20,6 +21,14 @@ def test_an_operation_whose_client_is_gone_is_finished() -> None:
     found = only(facts(operations=(RECORD,), jobs=(OURS,)))
     assert found.cause == "the client of stream of vda ended before it was finished, and its job is running"
     assert codes(facts(operations=(replace(RECORD, live=True),), jobs=(OURS,))) == []
+
+
+def test_an_operation_that_needs_the_guest_is_finished_once_the_machine_runs() -> None:
+    record = replace(RECORD, origin=Origin(True, "1-2"))
+    found = only(facts(operations=(record,), status=None))
+    assert (found.code, found.remedy) == ("operation-left", ())
+    assert found.advice == f"start the machine, and then: qmpsnap job wait {record.id}"
+    assert only(facts(operations=(record,))).remedy == ("qmpsnap", "job", "wait", record.id)
 
 
 def test_a_job_of_ours_without_a_record_is_left_as_far_as_records_are_seen() -> None:
