@@ -94,6 +94,7 @@ def test_a_checkpoint_goes_back_in_a_new_qemu_as_the_command_line_tells(pair, ma
     assert text.splitlines()[0].startswith("checkpoint: done in ")
     assert "VM state of " in text
     assert "the guest was paused for " in text
+    assert text.splitlines()[-1].endswith("revert c1 --prepare prints the files to start it from")
     running.write("vda", *LATER)
     lines = cli("revert", "c1", "--prepare").out.splitlines()
     start = dict(line.removeprefix("start ").split(" from ") for line in lines if line.startswith("start "))

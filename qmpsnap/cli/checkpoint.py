@@ -9,7 +9,7 @@ import click
 from qmpsnap.cli.app import verb
 from qmpsnap.cli.options import DISK, FILE, dry_run, plain, progress, via, wait
 from qmpsnap.cli.picture import of_plan
-from qmpsnap.cli.runner import NextStep, change, current_app
+from qmpsnap.cli.runner import NextStep, change, command, current_app
 from qmpsnap.plan.intent import Checkpoint, MakeStore, Mode, Via
 from qmpsnap.plan.plan import Plan
 from qmpsnap.plan.vmstate.store import conversion
@@ -104,8 +104,15 @@ def checkpoint(
         done = await vm.run(plan, hooks)
         return await with_store(vm, done, name, vm.launcher, hooks) if mode == "background" else done
 
+    def then(_: Done) -> list[str]:
+        if mode != "stop":
+            return []
+        prepare = command("revert", name, "--prepare")
+        return [f"only a new QEMU can revert to it: {prepare} prints the files to start it from"]
+
     change(
         Checkpoint(name, mode, memory or "", plain, leave, via, store),
+        then,
         do=take,
         follows=_by_helper if store else lambda _: (),
     )

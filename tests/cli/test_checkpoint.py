@@ -5,6 +5,11 @@ from pathlib import Path
 import pytest
 
 from qmpsnap.plan.intent import Checkpoint, MakeStore
+from qmpsnap.run.outcome import Done
+
+REVERTS_IN_A_NEW = (
+    "only a new QEMU can revert to it: qmpsnap -s /old revert c1 --prepare prints the files to start it from"
+)
 
 
 def test_checkpoint_has_the_promised_defaults(intent):
@@ -25,6 +30,21 @@ def test_checkpoint_in_the_background_gets_a_store_where_a_launcher_is_given(int
 
 def test_checkpoint_that_exists_is_converted(intent):
     assert intent("checkpoint", "--convert", "c1", "--launcher", "start-vm") == MakeStore("c1")
+
+
+@pytest.mark.parametrize(
+    ("mode", "last"),
+    [
+        (
+            "stop",
+            REVERTS_IN_A_NEW,
+        ),
+        ("in-place", "checkpoint: done in 500 ms"),
+    ],
+)
+def test_checkpoint_says_when_only_a_new_qemu_can_revert_to_it(printed, mode, last):
+    done = Done(op="checkpoint", chains={}, elapsed_s=0.5)
+    assert printed(done, "checkpoint", "c1", "--mode", mode).out.splitlines()[-1] == last
 
 
 def test_checkpoint_internal_is_an_intent_of_its_own(intent):
