@@ -78,11 +78,37 @@ async def test_ten_clones_of_a_guest_go_on_each_for_itself(qemu, tmp_path):
         assert sorted(path.name for path in tmp_path.iterdir()) == ["images"]
         await vm.delete("t1")
         assert [name for name in listing(folder) if "t1" in name and not name.endswith("qcow2")] == []
-        async with vm.fork(2, directory=tmp_path) as children:
+        async with vm.fork(2, launcher=overlapping(vm, 2), directory=tmp_path) as children:
             async for child in children:
                 assert await counter(child.vm).get() == {"RAM": "8", "vda": "8"}
                 await counter(child.vm).set(20 + child.number)
         assert await counter(vm).get() == {"RAM": "8", "vda": "8"}
+
+
+def overlapping(vm, count):
+    """A launcher whose helper loads the guest's memory only once the QEMUs of all children map it."""
+    mapped, all_map = [], anyio.Event()
+
+    @asynccontextmanager
+    async def start(given):
+        async with vm.launcher(given) as qemu:
+            perform = qemu._target.perform
+
+            async def performed(step):
+                if step.command == "migrate-incoming":
+                    with anyio.fail_after(60):
+                        await all_map.wait()
+                return await perform(step)
+
+            if given.memory.share:
+                qemu._target.perform = performed
+            else:
+                mapped.append(qemu.pid)
+                if len(mapped) == count:
+                    all_map.set()
+            yield qemu
+
+    return start
 
 
 def launcher(qemu, *extra, arguments=None):

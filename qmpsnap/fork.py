@@ -5,16 +5,19 @@ from __future__ import annotations
 import os
 import posixpath
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Final, Generic
+from typing import TYPE_CHECKING, Final, Generic
 
 import anyio
 
+from qmpsnap.cloning import resume, waiting
 from qmpsnap.errors import QmpsnapError
 from qmpsnap.model.parse_machine import parse_memory
+from qmpsnap.model.start import GuestMemory
+from qmpsnap.model.view import DiskView
 from qmpsnap.one_machine import M, OneMachine, Starter
 from qmpsnap.own_checkpoint import take, take_back
 from qmpsnap.run.disk import in_thread, made_in_thread
@@ -22,7 +25,10 @@ from qmpsnap.run.fast_place import fast_place
 from qmpsnap.run.log import get_logger
 from qmpsnap.run.scratch import Scratch
 from qmpsnap.template import Template, template_of
-from qmpsnap.waking import Waker
+from qmpsnap.waking import ENDED, Waker, woken
+
+if TYPE_CHECKING:
+    from anyio.abc import TaskGroup
 
 _log = get_logger("qmpsnap.fork")
 _PREFIX: Final = "fork-"
@@ -91,31 +97,50 @@ class Children(Generic[M]):
 
 
 class _Fork(Generic[M]):
-    """Starts and ends the children."""
+    """Starts and ends the children; they wait until the template is complete."""
 
     def __init__(
-        self, template: Template[M], children: Children[M], place: str, wake: Waker[M] | None
+        self, children: Children[M], launcher: Starter[M], place: str, wake: Waker[M] | None
     ) -> None:
-        self._template = template
-        self._wake = wake
         self._children = children
+        self._launcher = launcher
         self._place = place
+        self._wake = wake
+        self._template: Template[M] | None = None
+        self._complete = anyio.Event()
         self._over = anyio.Event()
         self._starting: set[anyio.CancelScope] = set()
         self._turns = anyio.CapacityLimiter(max(2, os.cpu_count() or 2))
 
-    async def live(self, number: int) -> None:
+    def begin(self, tasks: TaskGroup, views: Sequence[DiskView], memory: GuestMemory) -> None:
+        """Start all QEMUs, on the template's memory, which is still being written."""
+        for number in range(self._children.count):
+            tasks.start_soon(self._live, number, views, memory)
+
+    def complete(self, template: Template[M]) -> None:
+        """Let their guests run."""
+        self._template = template
+        self._complete.set()
+
+    async def _live(self, number: int, views: Sequence[DiskView], memory: GuestMemory) -> None:
         """Start a child, and keep it until all end; if it fails, only its own result says so."""
         try:
             async with AsyncExitStack() as stack:
                 with anyio.CancelScope() as scope:
                     self._starting.add(scope)
                     async with self._turns:
-                        clone = self._template.clone(directory=self._place, wake=self._wake)
-                        machine = await stack.enter_async_context(clone)
+                        clone = await stack.enter_async_context(
+                            waiting(self._launcher, views, memory, directory=self._place)
+                        )
+                    await self._complete.wait()
+                    assert self._template is not None  # noqa: S101 - it is set first
+                    async with self._turns:
+                        await resume(clone, self._template.record, self._template.directory)
+                    what = f"the start of a clone of {self._template.name!r}"
+                    await woken(clone.vm, self._wake, what=what, hint=ENDED)
                 self._starting.discard(scope)
                 if not scope.cancelled_caught:
-                    self._children.tell(Child(number, machine))
+                    self._children.tell(Child(number, clone.vm))
                     await self._over.wait()
         except QmpsnapError as error:
             if self._over.is_set():
@@ -162,15 +187,23 @@ async def fork(
             standstill = taken.standstill_s
             stack.push_async_exit(lambda _, error, __: take_back(vm, name, plan, error))
         where = posixpath.join(memory_place.path, "template")
-        template = await template_of(vm, name, where, launcher, scratch=place.path, lasting=False)
-        stack.push_async_callback(_remove, template)
         children: Children[M] = Children(count, standstill)
-        starter = _Fork(template, children, place.path, wake)
+        starter = _Fork(children, launcher, place.path, wake)
         failure: Exception | None = None
         async with anyio.create_task_group() as tasks:
-            for number in range(count):
-                tasks.start_soon(starter.live, number)
             try:
+                template = await template_of(
+                    vm,
+                    name,
+                    where,
+                    launcher,
+                    scratch=place.path,
+                    lasting=False,
+                    began=partial(starter.begin, tasks),
+                )
+                stack.push_async_callback(_remove, template)
+                await stack.enter_async_context(template.in_use())
+                starter.complete(template)
                 yield children
             except Exception as error:  # noqa: BLE001 - the task group would wrap what the block raised
                 failure = error

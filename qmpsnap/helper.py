@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 
@@ -44,6 +44,7 @@ async def loaded(
     *,
     memory: GuestMemory | None = None,
     directory: str = "",
+    started: Callable[[M], Awaitable[None]] | None = None,
 ) -> AsyncIterator[M]:
     """Start a second QEMU of a machine, and load a checkpoint of the machine into it; it ends with the block.
 
@@ -57,6 +58,7 @@ async def loaded(
         launcher: Starts the QEMU.
         memory: The file that becomes its memory; None: memory as the machine has it.
         directory: Directory for the temporary files; "": the system's.
+        started: Called with the QEMU before the checkpoint is loaded; None: no function.
 
     Yields:
         The QEMU, its guest paused as it was at the checkpoint.
@@ -76,6 +78,8 @@ async def loaded(
         in_place = state.mode == "in-place"
         start = Start(disks=disks, memory=memory, incoming=not in_place, paused=True, directory=place)
         async with launcher(start) as helper:
+            if started is not None:
+                await started(helper)
             await helper.run(await helper.plan(Load(name, state, disks)))
             yield helper
 

@@ -4,32 +4,25 @@ from __future__ import annotations
 
 import os
 import posixpath
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Generic
 
 import anyio
 
-from qmpsnap.errors import (
-    Busy,
-    Changed,
-    CommandFailed,
-    InvalidTarget,
-    MachineDiffers,
-    QmpsnapError,
-)
-from qmpsnap.helper import choose_launcher, kept_state, loaded, throwaway
+from qmpsnap.cloning import refuse_other_memory, resume, waiting
+from qmpsnap.errors import Busy, Changed, InvalidTarget, QmpsnapError
+from qmpsnap.helper import choose_launcher, kept_state, loaded
 from qmpsnap.model.frozen import Frozen
-from qmpsnap.model.start import RAM_ID, GuestMemory, Start
-from qmpsnap.model.template import (
-    MEMORY,
-    TemplateRecord,
-)
+from qmpsnap.model.start import GuestMemory
+from qmpsnap.model.template import MEMORY, TemplateRecord
+from qmpsnap.model.view import DiskView
 from qmpsnap.one_machine import M, OneMachine, Starter
 from qmpsnap.own_checkpoint import take, take_back
-from qmpsnap.plan.intent import Load, SaveDevices
+from qmpsnap.plan.intent import SaveDevices
 from qmpsnap.run import template_files
 from qmpsnap.run.disk import in_thread, made_in_thread
 from qmpsnap.run.keepers import Keepers, remove_keepers, remove_left
@@ -120,8 +113,7 @@ class Template(Generic[M]):
         record, up = self.record, anyio.Event()
         async with AsyncExitStack() as stack:
             memory = self._memory()
-            lock = await made_in_thread(partial(_hold, memory.file, record.name), _release)
-            stack.callback(_release, lock)
+            await stack.enter_async_context(self.in_use())
             await in_thread(partial(template_files.refuse_changed, self.directory, record))
             if keep_directory:
                 create = partial(template_files.create_directory, keep_directory)
@@ -129,19 +121,23 @@ class Template(Generic[M]):
                 keepers = Keepers("clone", keep_directory)
                 stack.push_async_callback(_drop, keep_directory, keepers, up)
                 await keepers.create(record.views(), record.name, synced=True)
-            disks, own = await stack.enter_async_context(
-                throwaway(record.views(), place, keep=keep_directory)
+            clone = await stack.enter_async_context(
+                waiting(start, record.views(), memory, directory=place, keep=keep_directory)
             )
-            own_start = Start(disks=disks, memory=memory, incoming=True, paused=True, directory=own)
-            vm = await stack.enter_async_context(start(own_start))
-            vm.records_in(posixpath.join(keep_directory or own, "records"))
-            await refuse_other_memory(vm, memory)
-            state = record.kept_state(self.directory)
-            load = Load(record.name, state, disks, mapped=True, resume=True)
-            await vm.run(await vm.plan(load))
+            await resume(clone, record, self.directory)
             up.set()
-            await woken(vm, wake, what=f"the start of a clone of {record.name!r}", hint=ENDED)
-            yield vm
+            await woken(clone.vm, wake, what=f"the start of a clone of {record.name!r}", hint=ENDED)
+            yield clone.vm
+
+    @asynccontextmanager
+    async def in_use(self) -> AsyncIterator[None]:
+        """Keep the template from being removed, also by another process, while the block lasts."""
+        memory = posixpath.join(self.directory, MEMORY)
+        lock = await made_in_thread(partial(_hold, memory, self.name), _release)
+        try:
+            yield
+        finally:
+            _release(lock)
 
     async def remove(self) -> None:
         """Remove the template, and the images that show that its layers are needed.
@@ -256,6 +252,7 @@ async def template_of(
     scratch: str = "",
     lasting: bool = True,
     keepers: bool = True,
+    began: Callable[[Sequence[DiskView], GuestMemory], None] | None = None,
 ) -> Template[M]:
     """Make a template of an existing checkpoint; the machine is not changed. See `VM.freeze_template`.
 
@@ -268,24 +265,36 @@ async def template_of(
         lasting: Whether it has to outlive a power cut: then all is on the disk.
         keepers: Whether an empty image beside each layer shows that it is needed; without them the caller
             keeps others from changing the layers.
+        began: Only for one that is not `lasting`: called once the helper runs, with how each disk is read and
+            the memory that a clone maps. From then on a clone's QEMU can be started, but its guest not
+            resumed. None: no function.
     """
     state = await kept_state(vm, name)
     views = await vm.views(name)
     partly = template_files.Partial
-    unfinished = await made_in_thread(partial(partly, directory, state.fingerprint.memory), partly.close)
+    make = partial(partly, directory, state.fingerprint.memory, renamed=lasting)
+    unfinished = await made_in_thread(make, partly.close)
     kept = Keepers("template" if lasting else "fork", directory)
-    complete = False
+    complete = sealed = False
+    memory = GuestMemory(file=unfinished.memory, size_bytes=state.fingerprint.memory, share=True)
+
+    async def check_helper(helper: M) -> None:
+        nonlocal sealed
+        await refuse_other_memory(helper, memory)
+        sealed = await _seals(helper)
+        if began is not None:
+            began(views, replace(memory, share=False, sealed=sealed))
+
     try:
         if unfinished.swept:
             await remove_left(directory, (file for view in views for file in view.files))
         if keepers:
             await kept.create(views, name, synced=lasting)
         disks = await in_thread(partial(layers_of, views))
-        memory = GuestMemory(file=unfinished.memory, size_bytes=state.fingerprint.memory, share=True)
-        async with loaded(vm, name, launcher, memory=memory, directory=scratch) as helper:
-            await refuse_other_memory(helper, memory)
+        async with loaded(
+            vm, name, launcher, memory=memory, directory=scratch, started=check_helper
+        ) as helper:
             await helper.run(await helper.plan(SaveDevices(name, unfinished.state)))
-            sealed = await _seals(helper)
         memory_state, devices_state = await in_thread(partial(unfinished.seal, sealed=sealed, synced=lasting))
         record = TemplateRecord(
             name=name,
@@ -310,35 +319,6 @@ async def template_of(
     if lasting:
         kept.release()
     return Template(directory, record, launcher, unkept=kept.unkept, keepers=None if lasting else kept)
-
-
-async def refuse_other_memory(vm: OneMachine, memory: GuestMemory) -> None:
-    """Refuse a machine unless its memory is the given file, shared or private as given.
-
-    Raises:
-        MachineDiffers: When it is not; the message names the properties that differ.
-
-    QAPI: qom-get (qom.json).
-    """
-    expected: Mapping[tuple[str, str], object] = {
-        ("/machine", "memory-backend"): RAM_ID,
-        (f"/objects/{RAM_ID}", "mem-path"): memory.file,
-        (f"/objects/{RAM_ID}", "share"): memory.share,
-    }
-    problems = []
-    for (path, name), value in expected.items():
-        try:
-            actual = await vm.execute("qom-get", {"path": path, "property": name})
-        except CommandFailed as error:
-            actual = error.desc
-        if actual not in {value, f"/objects/{value}"}:
-            problems.append(f"{name} of {path} is {actual!r}, not {value!r}")
-    if problems:
-        raise MachineDiffers(
-            f"the launcher did not use the memory that it was given: {'; '.join(problems)}",
-            differences=problems,
-            hint="append the arguments of the Start to the command line: [..., *start.arguments]",
-        )
 
 
 async def _seals(vm: OneMachine) -> bool:

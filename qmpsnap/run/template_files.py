@@ -42,7 +42,7 @@ class Partial:
     """A template that is not complete.
 
     Attributes:
-        path: Its directory, which `finish` renames.
+        path: Its directory, which `finish` renames if it has another name until then.
         memory: The memory file, sparse and of the memory's size.
         state: The file for the devices' state, which does not exist.
         swept: Whether a killed process had left one, which was removed.
@@ -50,19 +50,21 @@ class Partial:
 
     swept = False
 
-    def __init__(self, directory: str, memory_bytes: int) -> None:
+    def __init__(self, directory: str, memory_bytes: int, *, renamed: bool = True) -> None:
         """Create its directory, and the file of the memory.
 
         Args:
             directory: The template's final directory; absolute.
             memory_bytes: Size of the guest's memory.
+            renamed: Whether the directory has another name until it is complete; else the files can be
+                opened before that, by their final names.
 
         Raises:
             TargetExists: When there is anything of that name, or another process makes it now.
             InvalidTarget: When it cannot be created, or there may be too little space.
         """
         self._directory = directory
-        self.path = partial_directory(directory)
+        self.path = partial_directory(directory) if renamed else directory
         self.memory, self.state = (os.path.join(self.path, name) for name in (MEMORY, STATE))
         if os.path.lexists(directory):
             raise TargetExists(f"{directory!r} exists already", file=directory, hint="choose another name")
@@ -160,6 +162,8 @@ class Partial:
                 file.flush()
                 os.fsync(file.fileno())
             sync_directory(self.path)
+            if self.path == self._directory:
+                return
             if os.path.lexists(self._directory):
                 raise TargetExists(f"{self._directory!r} exists now", file=self._directory)
             os.rename(self.path, self._directory)  # noqa: PTH104 - replaces no directory that holds anything

@@ -60,6 +60,25 @@ def test_template_has_its_name_once_it_is_complete(tmp_path: Path) -> None:
     refuse_changed(str(tmp_path / "t1"), record)
 
 
+def test_files_of_a_template_that_is_not_renamed_have_their_names_from_the_beginning(tmp_path: Path) -> None:
+    """So a QEMU can be started on its memory at any time, before and after it is complete."""
+    partial = Partial(str(tmp_path / "t1"), SIZE, renamed=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["t1"]
+    assert partial.memory == str(tmp_path / "t1" / "memory")
+    with open(partial.state, "xb") as file:  # noqa: PTH123
+        file.write(b"state")
+    memory, state = partial.seal(sealed=True)
+    record = replace(RECORD, memory=memory, state=state, disks={}, keepers={})
+    with pytest.raises(NotFound):
+        read_template(str(tmp_path / "t1"))
+    partial.finish(record)
+    partial.close(keep=True)
+    assert sorted(modes(tmp_path / "t1")) == ["memory", "state", "template.json"]
+    assert read_template(str(tmp_path / "t1")) == record
+    with pytest.raises(TargetExists):
+        Partial(str(tmp_path / "t1"), SIZE, renamed=False)
+
+
 def test_template_whose_memory_qemu_opens_for_writing_stays_writable(tmp_path: Path) -> None:
     made(tmp_path / "t1", sealed=False)
     assert modes(tmp_path / "t1")["memory"] == 0o600

@@ -1,0 +1,112 @@
+"""The start of a clone in two parts: a QEMU that waits for VM state, and the load of the devices' state."""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Generic
+
+from qmpsnap.errors import CommandFailed, MachineDiffers
+from qmpsnap.helper import throwaway
+from qmpsnap.model.start import RAM_ID, GuestMemory, Start
+from qmpsnap.model.template import TemplateRecord
+from qmpsnap.model.view import DiskView
+from qmpsnap.one_machine import M, OneMachine, Starter
+from qmpsnap.plan.intent import Load
+from qmpsnap.run import template_files
+from qmpsnap.run.disk import in_thread
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting(Generic[M]):
+    """A QEMU that maps a template's memory, on overlays of its own, and waits for the devices' state.
+
+    Attributes:
+        vm: The machine.
+        disks: The overlay of each disk, by the disk's name.
+    """
+
+    vm: M
+    disks: Mapping[str, str]
+
+
+@asynccontextmanager
+async def waiting(
+    start: Starter[M],
+    views: Sequence[DiskView],
+    memory: GuestMemory,
+    *,
+    directory: str,
+    keep: str = "",
+) -> AsyncIterator[Waiting[M]]:
+    """Start a QEMU for a clone, which ends with the block; its overlays are removed unless they are kept.
+
+    The memory may still be written meanwhile: QEMU does not touch it before it loads the devices' state.
+
+    Args:
+        start: Starts the QEMU.
+        views: How each disk is read.
+        memory: The template's memory.
+        directory: Where a private directory is created for it; "": among the system's temporary files.
+        keep: A directory for the overlays, which stay; "": none.
+
+    Raises:
+        MachineDiffers: When the launcher does not use the memory of the `Start`.
+        InvalidTarget: When an overlay cannot be created.
+        Refused, TargetError: As the launcher does.
+    """
+    async with throwaway(views, directory, keep=keep) as (disks, own):
+        own_start = Start(disks=disks, memory=memory, incoming=True, paused=True, directory=own)
+        async with start(own_start) as vm:
+            vm.records_in(posixpath.join(keep or own, "records"))
+            await refuse_other_memory(vm, memory)
+            yield Waiting(vm, disks)
+
+
+async def resume(clone: Waiting[M], record: TemplateRecord, directory: str) -> None:
+    """Load the devices' state of a complete template, and resume the guest.
+
+    Args:
+        clone: The QEMU.
+        record: The template's record.
+        directory: The template's directory.
+
+    Raises:
+        InvalidTarget: When a file of the template was changed; nothing was loaded.
+        MachineDiffers: When it is another machine; nothing was loaded.
+    """
+    await in_thread(partial(template_files.refuse_changed, directory, record))
+    load = Load(record.name, record.kept_state(directory), clone.disks, mapped=True, resume=True)
+    await clone.vm.run(await clone.vm.plan(load))
+
+
+async def refuse_other_memory(vm: OneMachine, memory: GuestMemory) -> None:
+    """Refuse a machine unless its memory is the given file, shared or private as given.
+
+    Raises:
+        MachineDiffers: When it is not; the message names the properties that differ.
+
+    QAPI: qom-get (qom.json).
+    """
+    expected: Mapping[tuple[str, str], object] = {
+        ("/machine", "memory-backend"): RAM_ID,
+        (f"/objects/{RAM_ID}", "mem-path"): memory.file,
+        (f"/objects/{RAM_ID}", "share"): memory.share,
+    }
+    problems = []
+    for (path, name), value in expected.items():
+        try:
+            actual = await vm.execute("qom-get", {"path": path, "property": name})
+        except CommandFailed as error:
+            actual = error.desc
+        if actual not in {value, f"/objects/{value}"}:
+            problems.append(f"{name} of {path} is {actual!r}, not {value!r}")
+    if problems:
+        raise MachineDiffers(
+            f"the launcher did not use the memory that it was given: {'; '.join(problems)}",
+            differences=problems,
+            hint="append the arguments of the Start to the command line: [..., *start.arguments]",
+        )
