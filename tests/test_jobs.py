@@ -19,7 +19,7 @@ from tests.each import each
 from tests.plan.scenes import NOW
 from tests.run.operations import all_wait, vm_of
 
-pytestmark = pytest.mark.timeout(10)
+pytestmark = pytest.mark.timeout(60)
 
 SAVE = Checkpoint("c1", "internal")
 

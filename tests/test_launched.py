@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from qmpsnap.vm import Launcher
 
-pytestmark = pytest.mark.timeout(30)
+pytestmark = pytest.mark.timeout(60)
 
 # Writes its arguments on its console, and ends.
 TELLS = """#!{python} -IS

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from qmpsnap.plan.intent import Mode
     from qmpsnap.vm import VM, Launcher
 
-pytestmark = pytest.mark.timeout(10)
+pytestmark = pytest.mark.timeout(60)
 IN_PLACE = "'c1' reverts in place: its memory is in a store"
 
 
@@ -215,11 +215,11 @@ async def test_background_checkpoint_whose_caller_stops_it_too_late_starts_no_he
 async def test_checkpoint_with_a_store_has_its_bytes_and_the_time_of_both_operations() -> None:
     fake = fake_of()
     vm = vm_of(fake)
-    taken = Done("checkpoint", {}, elapsed_s=1.0, bytes=5000)
+    taken = Done("checkpoint", {}, elapsed_s=1000.0, bytes=5000)
     await vm.checkpoint("c1", mode="background")
 
     done = await with_store(vm, taken, "c1", launching(fake), None)
-    assert (done.bytes, 1 < done.elapsed_s < 2) == (4 << 20, True)  # the fake store's
+    assert (done.bytes, 1000 < done.elapsed_s < 1100) == (4 << 20, True)  # the fake store's
 
 
 async def test_make_store_first_removes_what_a_killed_client_left() -> None:

@@ -40,7 +40,7 @@ from tests.run.states import fake_of
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-pytestmark = pytest.mark.timeout(20)
+pytestmark = pytest.mark.timeout(60)
 
 FINGERPRINT = Fingerprint("pc", 1 << 28, ("qemu64",), {"vda": "virtio-blk"}, {"vda": 1 << 30}, "10.0.0")
 STATE = KeptState("stop", "/images/m", "", True, FINGERPRINT)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from qmpsnap.model.start import Start
     from qmpsnap.vm import VM, Launcher
 
-pytestmark = pytest.mark.timeout(10)
+pytestmark = pytest.mark.timeout(60)
 
 
 @pytest.fixture

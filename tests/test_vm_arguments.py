@@ -24,7 +24,7 @@ from tests.run.operations import MACHINE, machine, vm_of
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-pytestmark = pytest.mark.timeout(10)
+pytestmark = pytest.mark.timeout(60)
 
 NAN = float("nan")
 # What none of these parameters takes. A path is taken as a str or as anything that gives a str.

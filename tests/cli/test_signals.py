@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from qmpsnap.plan.intent import Intent
     from qmpsnap.plan.plan import Plan
 
-pytestmark = pytest.mark.timeout(10)
+pytestmark = pytest.mark.timeout(60)
 
 COPY = Commit("vda")
 IN_PLACE = Checkpoint("c1", "in-place")

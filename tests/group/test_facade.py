@@ -12,7 +12,7 @@ from qmpsnap.testing.fake import FakeImages, refused
 from tests.group.machines import A, Two
 from tests.run.operations import vm_of
 
-pytestmark = pytest.mark.timeout(10)
+pytestmark = pytest.mark.timeout(60)
 
 
 def test_group_refuses_what_are_no_machines():

@@ -8,7 +8,7 @@ from qmpsnap.plan.intent import Checkpoint, Delete, Revert, Snapshot
 from qmpsnap.testing.fake import refused
 from tests.group.machines import Two
 
-pytestmark = pytest.mark.timeout(20)
+pytestmark = pytest.mark.timeout(60)
 
 TAKING: list[Snapshot | Checkpoint] = [
     Snapshot("s"),

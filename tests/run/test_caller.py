@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from qmpsnap.model.job import Job
     from qmpsnap.model.step import Step
 
-pytestmark = pytest.mark.timeout(10)
+pytestmark = pytest.mark.timeout(60)
 TWO = graph(vda="base <- s1*")
 PLAN = planned(Commit("vda"), TWO)
 READY = await_job(PLAN.job_id, "ready")

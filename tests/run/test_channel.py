@@ -13,7 +13,7 @@ import pytest
 from qmpsnap.errors import GuestFailed, InvalidTarget, TargetExists
 from qmpsnap.run.channel import Console, Port, listener, pairs
 
-pytestmark = pytest.mark.timeout(20)
+pytestmark = pytest.mark.timeout(60)
 
 
 @asynccontextmanager

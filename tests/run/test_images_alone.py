@@ -19,7 +19,7 @@ from tests.run.operations import vm_of
 if TYPE_CHECKING:
     from qmpsnap.plan.intent import Intent
 
-pytestmark = pytest.mark.timeout(10)
+pytestmark = pytest.mark.timeout(60)
 
 DISKS = graph(chain("base <- s1 <- s2*"), chain("data*", name="vdb"))
 BASE, S1, S2, COPY = (f"/images/{name}.qcow2" for name in ("base", "s1", "s2", "copy"))

@@ -11,7 +11,7 @@ from qmpsnap.run.session import connect
 from qmpsnap.testing.server import Hangup, Return, Wait
 from tests.run.watched import DONE, JOB, heard, io_error, turns, waiting
 
-pytestmark = [pytest.mark.timeout(10), pytest.mark.usefixtures("nothing_stays")]
+pytestmark = [pytest.mark.timeout(60), pytest.mark.usefixtures("nothing_stays")]
 
 
 async def test_watch_returns_the_job_when_it_concluded(server, jobs, monitor):

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from qmpsnap.model.machine import Machine
     from qmpsnap.testing.server import QmpServer
 
-pytestmark = [pytest.mark.timeout(10), pytest.mark.usefixtures("nothing_stays")]
+pytestmark = [pytest.mark.timeout(60), pytest.mark.usefixtures("nothing_stays")]
 
 DATA = Path(__file__).parent.parent / "model" / "data"
 TWO = graph(vda="base <- s1*", vdb="data*")

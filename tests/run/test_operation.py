@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from qmpsnap.model.graph import Graph
     from qmpsnap.model.step import Step
 
-pytestmark = pytest.mark.timeout(10)
+pytestmark = pytest.mark.timeout(60)
 
 
 async def check_the_next_run_works(case: str, fake: FakeTarget) -> None:

@@ -16,7 +16,7 @@ from tests.each import each
 from tests.plan.scenes import with_layer
 from tests.run.operations import MACHINE, OLD, inside, machine, plan_of, vm_of
 
-pytestmark = pytest.mark.timeout(10)
+pytestmark = pytest.mark.timeout(60)
 
 
 @each("case", ["snapshot-internal", "delete", "checkpoint-internal"])

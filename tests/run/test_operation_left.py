@@ -31,7 +31,7 @@ from tests.run.operations import (
 if TYPE_CHECKING:
     from qmpsnap.run.target import Progress
 
-pytestmark = pytest.mark.timeout(10)
+pytestmark = pytest.mark.timeout(60)
 
 
 @each("case", [case for case in CASES if known_plan(case).start is not None])

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from qmpsnap.testing.fake import FakeTarget
     from tests.run.states import Stand
 
-pytestmark = pytest.mark.timeout(10)
+pytestmark = pytest.mark.timeout(60)
 
 STATE_BYTES = 4 << 20
 # Seconds from STOP to RESUME; 0 where the guest was paused, or has to stand from then on.

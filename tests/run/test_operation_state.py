@@ -20,7 +20,7 @@ from tests.each import each
 from tests.plan.scenes import ONE_DISK, job, planned, with_layer
 from tests.run.operations import inside, intents, vm_of
 
-pytestmark = pytest.mark.timeout(10)
+pytestmark = pytest.mark.timeout(60)
 
 EARLY = "Snapshot 'c1' does not exist in one or more devices"
 LATE = "Size mismatch: pc.ram: 0x4000000 != 0x6000000: Invalid argument"

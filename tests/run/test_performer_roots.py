@@ -15,7 +15,7 @@ from qmpsnap.testing.server import Return
 if TYPE_CHECKING:
     from qmpsnap.testing.server import QmpServer
 
-pytestmark = [pytest.mark.timeout(10), pytest.mark.usefixtures("nothing_stays")]
+pytestmark = [pytest.mark.timeout(60), pytest.mark.usefixtures("nothing_stays")]
 
 STEP = check_roots((("vda", "/q/vda", "n1"), ("vdb", "/q/vdb", "n2")))
 

@@ -18,7 +18,7 @@ from tests.run.states import fake_of
 if TYPE_CHECKING:
     from qmpsnap.plan.intent import Intent
 
-pytestmark = pytest.mark.timeout(10)
+pytestmark = pytest.mark.timeout(60)
 
 ON_DISKS = [
     Snapshot("n1"),

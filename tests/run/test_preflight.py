@@ -632,9 +632,10 @@ def test_read_chains_never_gives_a_file_outside_while_its_names_are_exchanged(pl
 
     thread = threading.Thread(target=exchange)
     thread.start()
-    sizes, until = [], time.monotonic() + 0.3
+    sizes: list[int | None] = []
+    until = time.monotonic() + 0.3
     try:
-        while time.monotonic() < until:
+        while time.monotonic() < until or not sizes:
             for top in (by_file, by_directory):
                 with suppress(Refused):
                     (chain,) = read_chains({"vda": top}, allow_dirs=[str(place)])

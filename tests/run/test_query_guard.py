@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from qmpsnap.testing.server import QmpServer
 
-pytestmark = [pytest.mark.timeout(10), pytest.mark.usefixtures("nothing_stays")]
+pytestmark = [pytest.mark.timeout(60), pytest.mark.usefixtures("nothing_stays")]
 
 
 def schema(*arguments: str) -> list[dict[str, object]]:

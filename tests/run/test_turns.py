@@ -25,7 +25,7 @@ from tests.run.operations import OLD
 if TYPE_CHECKING:
     from qmpsnap.plan.intent import Intent
 
-pytestmark = pytest.mark.timeout(10)
+pytestmark = pytest.mark.timeout(60)
 
 TWO = graph(chain("base <- s1 <- s2*"), with_layer(chain("data <- d1*", name="vdb"), 0, snapshots=OLD))
 # Of each pair whether the two may run side by side.

@@ -33,7 +33,7 @@ async def waiting(coroutine):
     task = asyncio.create_task(coroutine)
     await asyncio.sleep(0.002)
     try:
-        with anyio.fail_after(5):
+        with anyio.fail_after(30):
             yield task
             await asyncio.wait({task})
     finally:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from qmpsnap.model.step import Step
     from qmpsnap.plan.plan import Plan
 
-pytestmark = pytest.mark.timeout(10)
+pytestmark = pytest.mark.timeout(60)
 TWO = graph(vda="base <- s1 <- s2*")
 PIVOT = planned(Commit("vda"), TWO)
 MIDDLE = planned(Commit("vda", "s1", "base"), TWO)

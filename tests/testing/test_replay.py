@@ -12,7 +12,7 @@ from qmpsnap.run.session import connect, recording
 from qmpsnap.testing.replay import replay
 from qmpsnap.testing.server import Emit, Return, serve
 
-pytestmark = pytest.mark.timeout(10)
+pytestmark = pytest.mark.timeout(60)
 
 
 @pytest.fixture

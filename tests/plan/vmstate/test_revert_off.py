@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from qmpsnap.model.graph import Disk, Graph
     from qmpsnap.plan.plan import Plan
 
-pytestmark = pytest.mark.timeout(10)
+pytestmark = pytest.mark.timeout(60)
 
 ONE = InternalSnapshot("1", "c1")
 

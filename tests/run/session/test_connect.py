@@ -243,7 +243,7 @@ async def test_connect_ends_quietly_when_qemu_quits(server):
     server.answer("quit", Emit("SHUTDOWN", {"reason": "host-qmp-quit"}), Return(), Hangup())
     async with connect(server.path) as session:
         assert await session.change("quit") == {}
-        with anyio.fail_after(1):
+        with anyio.fail_after(30):
             await session.wait_lost()
     assert session.close_reason == "QEMU ended (host-qmp-quit)"
 
@@ -259,7 +259,7 @@ async def test_connect_ends_in_time_when_the_server_reads_no_more(tmp_path):
     listener = await asyncio.start_unix_server(
         lambda r, w: tasks.add((asyncio.create_task(deaf(r, w)), w)), str(tmp_path / "s"), limit=100
     )
-    with anyio.fail_after(3):
+    with anyio.fail_after(20):
         async with connect(str(tmp_path / "s")) as session:
             query = asyncio.create_task(session.query("query-much", {"x": "x" * 10_000_000}))
             await asyncio.sleep(0.01)
