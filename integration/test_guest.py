@@ -54,6 +54,13 @@ def disk(directory: Path, name: str = "vda", **options) -> GuestDisk:
     return GuestDisk(name=name, file=directory / f"{name}.{image_format}", **options)
 
 
+async def counted_past(writer, count):
+    """Return when the writer has written more blocks than that."""
+    with anyio.fail_after(60):
+        while await writer.count() <= count:
+            await anyio.sleep(0.05)
+
+
 class Monitor:
     """As little QMP as these tests need."""
 
@@ -131,7 +138,8 @@ async def test_writer_has_written_exactly_what_it_counted_on_each_bus(qemu, tmp_
             await guest.start_writer(await guest.device(each.name), seed=seed)
             for seed, each in enumerate(disks)
         ]
-        await anyio.sleep(1)
+        for writer in writers:
+            await counted_past(writer, 0)
         lows = [await writer.count() for writer in writers]
         counts = [await writer.stop() for writer in writers]
         gaps = [await writer.longest_gap() for writer in writers]
@@ -151,13 +159,13 @@ async def test_writer_is_at_a_count_between_two_when_its_disk_is_snapshotted(qem
         await monitor.execute("qmp_capabilities")
         writer = await guest.start_writer("/dev/vda", blocks=64, burst=1)
         other = await guest.start_writer("/dev/vdb", seed=1, pause_s=0.01)
-        await anyio.sleep(1)
+        await counted_past(writer, 0)
         low = await writer.count()
         overlay = tmp_path / "overlay.qcow2"
         target = {"snapshot-file": str(overlay), "format": "qcow2", "snapshot-node-name": "overlay"}
         await monitor.execute("blockdev-snapshot-sync", **{"node-name": "vda-format", **target})
         high = await writer.count() + 1
-        await anyio.sleep(0.5)
+        await counted_past(writer, high)
         end, other_end = await writer.stop(), await other.stop()
         await guest.poweroff()
         await vm.process.wait()
