@@ -36,6 +36,7 @@ def settle() -> None:
             del os.environ[name]
     os.environ.update(OURS)
     time.tzset()
+    gc.set_threshold(20_000, 50, 100)  # what is loaded stays, and a test's garbage is small and gone with it
     os.umask(0o022)
     for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_IGN:  # as nohup and a shell's background leave them
@@ -50,4 +51,3 @@ def freeze() -> None:
     """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(20_000, 50, 100)  # a test's garbage is small, and gone with it

@@ -10,7 +10,7 @@ import qmpsnap
 from tests.each import each
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 PACKAGE = Path(qmpsnap.__file__).parent
 
@@ -30,13 +30,23 @@ def imports(trees: Mapping[str, ast.Module]) -> dict[str, set[str]]:
     graph = {}
     for module, tree in trees.items():
         names: set[str] = set()
-        for node in ast.walk(tree):
+        for node in statements(tree):
             if isinstance(node, ast.ImportFrom) and node.module is not None:
                 names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
             elif isinstance(node, ast.Import):
                 names |= {alias.name for alias in node.names}
         graph[module] = (names & trees.keys()) - {module}
     return graph
+
+
+def statements(tree: ast.Module) -> Iterator[ast.AST]:
+    """Every statement, at any depth; an expression has none."""
+    rest: list[ast.AST] = [tree]
+    while rest:
+        node = rest.pop()
+        yield node
+        for inner in ("body", "orelse", "finalbody", "handlers", "cases"):
+            rest.extend(getattr(node, inner, ()))
 
 
 def circle(graph: Mapping[str, set[str]]) -> list[str]:

@@ -61,16 +61,16 @@ def spelled(node: ast.expr) -> str | None:
 def texts() -> Iterator[Text]:
     for file in sorted(SOURCE.rglob("*.py")):
         tree = ast.parse(file.read_text())
-        inner: set[int] = set()
-        for node in ast.walk(tree):
+        rest: list[ast.AST] = [tree]
+        while rest:
+            node = rest.pop()
             if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-                inner.add(id(node.value))  # a docstring
-            if not isinstance(node, ast.expr) or id(node) in inner or isinstance(node, ast.FormattedValue):
-                continue
-            text = spelled(node)
-            if text is not None:
-                inner.update(id(part) for part in ast.walk(node))
+                continue  # a docstring
+            text = spelled(node) if isinstance(node, ast.Constant | ast.JoinedStr | ast.Call) else None
+            if isinstance(node, ast.expr) and text is not None:
                 yield Text(f"{file.relative_to(SOURCE)}:{node.lineno}", text)
+            elif not isinstance(node, ast.Name | ast.expr_context):
+                rest.extend(ast.iter_child_nodes(node))
 
 
 @pytest.fixture(scope="module")

@@ -153,7 +153,7 @@ class Writes:
 
 
 def _lines(first: int, count: int) -> bytes:
-    return b"".join(b"%d\n" % line for line in range(first, first + count))
+    return ("\n".join(map(str, range(first, first + count))) + "\n").encode()
 
 
 def _spelled(number: int | None) -> str:
