@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import fcntl
 import json
 import os
@@ -73,6 +74,11 @@ class Cli:
         return found[0]
 
 
+def decoder():
+    """A function from what was read to text; half a character waits for its other half."""
+    return codecs.getincrementaldecoder("utf-8")().decode
+
+
 class Terminal:
     """A command on a terminal of its own; its stdout is a pipe."""
 
@@ -86,7 +92,7 @@ class Terminal:
             *words, stdin=theirs, stderr=theirs, start_new_session=True, preexec_fn=control
         )
         os.close(theirs)
-        self.seen = ""
+        self.seen, self._decode = "", decoder()
 
     def __enter__(self):
         return self
@@ -106,27 +112,27 @@ class Terminal:
             assert left > 0, f"{text!r} did not come: {self.seen!r}"
             if select.select([self.ours], [], [], left)[0]:
                 try:
-                    self.seen += os.read(self.ours, 65536).decode()
+                    self.seen += self._decode(os.read(self.ours, 65536))
                 except OSError:  # the terminal's other end is closed
                     assert text in self.seen, self.seen
         self.seen = self.seen.partition(text)[2]
 
     def end(self):
         stdout = self.process.stdout.fileno()
-        out, unended = "", {self.ours, stdout}
+        out, unended = b"", {self.ours, stdout}
         while unended and (ready := select.select([*unended], [], [], 20)[0]):
             for descriptor in ready:
                 try:
-                    more = os.read(descriptor, 65536).decode()
+                    more = os.read(descriptor, 65536)
                 except OSError:  # the terminal's other end is closed
-                    more = ""
+                    more = b""
                 if not more:
                     unended.discard(descriptor)
                 elif descriptor == stdout:
                     out += more
                 else:
-                    self.seen += more
-        return Ended(self.process.wait(20), out, self.seen)
+                    self.seen += self._decode(more)
+        return Ended(self.process.wait(20), out.decode(), self.seen)
 
 
 class Screen:
@@ -136,6 +142,7 @@ class Screen:
 
     def __init__(self, cli, *words, columns=80, lines=24):
         self.ours, theirs = pty.openpty()
+        self._sizes = []
         self.resize(columns, lines)
         self.before = termios.tcgetattr(theirs)
         cli.environment |= {"TERM": "xterm-256color", "COLUMNS": "", "LINES": ""}
@@ -144,7 +151,7 @@ class Screen:
             preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
         )  # fmt: skip
         self._theirs = theirs
-        self._read = ""
+        self._read, self._decode = "", decoder()
 
     def __enter__(self):
         return self
@@ -156,6 +163,7 @@ class Screen:
             self.process.kill()
 
     def resize(self, columns, lines):
+        self._sizes.append([columns] * lines)
         fcntl.ioctl(self.ours, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
 
     def type(self, text):
@@ -166,13 +174,14 @@ class Screen:
         return termios.tcgetattr(self._theirs)
 
     def wait_for(self, *texts, limit=20.0):
-        """Return the first screen with all the texts."""
+        """Return the first whole screen with all the texts."""
         until = time.monotonic() + limit
         while True:
             for frame in map(self._lines, self._read.split(self._FRAME)[1:]):
-                if all(any(text in line for line in frame) for text in texts):
+                whole = [*map(len, frame)] in self._sizes  # each line is filled up with blanks
+                if whole and all(any(text in line for line in frame) for text in texts):
                     self._read = ""
-                    return frame
+                    return [line.rstrip() for line in frame]
             self._more(until, texts)
 
     def end(self):
@@ -181,19 +190,18 @@ class Screen:
             self._more(time.monotonic() + 20, self._END)
         code = self.process.wait(20)
         while select.select([self.ours], [], [], 0.05)[0]:
-            self._read += os.read(self.ours, 65536).decode()
-        return code, self._lines(self._read.partition(self._END)[2])
+            self._read += self._decode(os.read(self.ours, 65536))
+        return code, [line.rstrip() for line in self._lines(self._read.partition(self._END)[2])]
 
     def _more(self, until, wanted):
         left = until - time.monotonic()
         assert left > 0, f"{wanted} did not come: {self._read!r}"
         if select.select([self.ours], [], [], left)[0]:
-            self._read += os.read(self.ours, 65536).decode()
+            self._read += self._decode(os.read(self.ours, 65536))
 
     @staticmethod
     def _lines(text):
-        lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text).split("\r\n")
-        return [line.rstrip() for line in lines]
+        return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text).split("\r\n")
 
 
 def records(running):

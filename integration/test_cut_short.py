@@ -43,7 +43,7 @@ def job_intent(request, tmp_path):
     return request.param(str(tmp_path))
 
 
-async def until_running(running, limit=5.0):
+async def until_running(running, limit=30.0):
     """Wait until a job of ours runs; return its id."""
     with anyio.fail_after(limit):
         while True:
