@@ -21,6 +21,8 @@ _FILTERS = {"mirror_top", "commit_top", "copy-on-read", "copy-before-write"}
 _LIBC = ctypes.CDLL(None)
 READS = ("query-", "qom-get", "qom-list")
 """How commands begin that change nothing."""
+SOON = 20.0
+"""Seconds, on a machine that may be busy: no limit was waited out. A quiet one needs less than one."""
 
 
 def blockdev(name, file, form="qcow2", *, node=None):

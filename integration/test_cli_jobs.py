@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from integration.cli import Cli, Terminal, records
-from integration.machines import blockdev, wait_for
+from integration.machines import SOON, blockdev, wait_for
 
 pytestmark = pytest.mark.one_qemu
 
@@ -230,14 +230,14 @@ def test_events_end_quietly_when_the_reader_goes(vda):
 
 
 @pytest.mark.parametrize("progress", [(), ("--progress",)], ids=["quiet", "progress"])
-def test_qemu_killed_under_a_job_exits_5_within_a_second(vda, leftovers, progress):
+def test_qemu_killed_under_a_job_exits_5_soon(vda, leftovers, progress):
     running, cli, _ = vda
     process = cli.start("--json", "commit", "vda", *SLOW, *progress)
     cli.job("commit")
     running.kill()
     started = time.monotonic()
     ended = cli.end(process)
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < SOON
     error = ended.json["error"]
     assert (ended.code, error["type"], error["changed"]) == (5, "LinkLost", "yes")
     leftovers.allow(*records(running))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from integration.cli import Cli
-from integration.machines import blockdev, wait_for
+from integration.machines import SOON, blockdev, wait_for
 from integration.test_cli import files_in, planned, sent
 
 pytestmark = pytest.mark.one_qemu
@@ -237,7 +237,7 @@ def test_checkpoint_does_not_wait_for_a_job_that_does_not_end_by_itself(pair, le
         to_stand()
     since = time.monotonic()
     ended = cli.end(waiting)
-    assert time.monotonic() - since < 6
+    assert time.monotonic() - since < SOON
     error = ended.json["error"]
     assert (ended.code, error["type"], error["job_id"], error["changed"]) == (3, "Busy", job, "no")
     assert f"qmpsnap {way.format(job)}" in error["hint"]

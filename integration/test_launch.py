@@ -9,12 +9,13 @@ import asyncio
 import os
 import shlex
 import signal
+import socket
 
 import pytest
 
 import qmpsnap
 from integration.cli import ROOT
-from integration.machines import CHEAP, blockdev
+from integration.machines import CHEAP, SOON, blockdev
 from qmpsnap.helper import loaded
 
 pytestmark = pytest.mark.timeout(60)
@@ -44,7 +45,7 @@ async def test_lost_link_of_a_child_says_how_it_ended(qemu, tmp_path):
         waiting = asyncio.create_task(vm.wait_lost())
         await asyncio.sleep(0)
         os.kill(vm.pid, signal.SIGKILL)
-        async with asyncio.timeout(1):
+        async with asyncio.timeout(SOON):
             assert await waiting == "QEMU ended by signal 9 (SIGKILL): it printed nothing"
         with pytest.raises(qmpsnap.LinkLost) as caught:
             await vm.snapshot("n1")
@@ -73,8 +74,8 @@ async def test_machine_without_a_cpu_can_be_worked_on(qemu, tmp_path):
 
 LINES = {
     "pc": "-M pc a.qcow2 -cdrom b.raw -hdb c.qcow2 -fda d.raw -drive file=e.qcow2 -drive if=virtio,file=f.qcow2 "
-    "-vnc :97 -qmp unix:q,server,nowait -serial unix:s,server,nowait -pidfile pid "
-    "-net nic -net user,hostfwd=tcp:127.0.0.1:45998-:22",
+    "-vnc :DISPLAY -qmp unix:q,server,nowait -serial unix:s,server,nowait -pidfile pid "
+    "-net nic -net user,hostfwd=tcp:127.0.0.1:PORT-:22",
     "q35": "-M q35 a.qcow2 -hdb c.qcow2 -drive if=pflash,format=raw,readonly=on,file=b.raw "
     "-drive if=pflash,format=raw,file=d.raw -drive if=none,id=x,file=e.qcow2 -device virtio-scsi-pci -device scsi-hd,drive=x "
     "-chardev socket,id=c,path=s,server=on,wait=off,logfile=log -serial chardev:c -monitor unix:m,server,nowait",
@@ -91,6 +92,12 @@ LINES = {
 }  # fmt: skip
 
 
+def free_port():
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
+
+
 @pytest.mark.parametrize("line", LINES.values(), ids=LINES)
 async def test_another_qemu_of_a_command_line_runs_beside_the_first_on_images_of_its_own(
     qemu, tmp_path, line
@@ -100,6 +107,7 @@ async def test_another_qemu_of_a_command_line_runs_beside_the_first_on_images_of
         qemu.create(tmp_path / f"{name}.qcow2")
     for name in "bd":
         qemu.create(tmp_path / f"{name}.raw", form="raw", size=1 << 20)
+    line = line.replace("DISPLAY", str(free_port() - 5900)).replace("PORT", str(free_port()))
     argv = [qemu.system, "-m", "64", "-display", "none", "-S", *shlex.split(line)]
     (tmp_path / "own").mkdir()
     async with qmpsnap.launch(argv, cwd=tmp_path) as vm:

@@ -16,6 +16,7 @@ from pathlib import Path
 import anyio
 import pytest
 
+from integration.machines import SOON
 from qmpsnap.errors import CommandFailed, ConnectFailed, JobFailed, JobPaused, LinkLost
 from qmpsnap.model.job import VERBS, Job, JobStatus, JobVerb
 from qmpsnap.run.jobs import JobMonitor
@@ -174,12 +175,12 @@ def _raw_client(qemu):
 async def test_quit_ends_the_session_quietly(qemu):
     async with connect(qemu.socket) as session:
         await session.change("quit")
-        with anyio.fail_after(5):
+        with anyio.fail_after(SOON):
             await session.wait_lost()
         assert "host-qmp-quit" in session.close_reason
 
 
-async def test_calls_and_waits_end_within_a_second_when_qemu_is_killed(qemu):
+async def test_calls_and_waits_end_soon_when_qemu_is_killed(qemu):
     async with monitored(qemu) as (session, monitor):
         await add(session, "t", qemu.image("t.qcow2"))
         with monitor.watch(JOB) as watch:
@@ -192,7 +193,7 @@ async def test_calls_and_waits_end_within_a_second_when_qemu_is_killed(qemu):
             waits.append(asyncio.create_task(session.change("job-pause", {"id": JOB})))
             await asyncio.sleep(0.05)
             qemu.process.kill()
-            with anyio.fail_after(1):
+            with anyio.fail_after(SOON):
                 ends = await asyncio.gather(*waits, return_exceptions=True)
     assert [type(end) for end in ends] == [LinkLost, LinkLost, type(None), *[LinkLost] * 4]
 
@@ -220,7 +221,7 @@ async def test_mirror_is_ready_completes_and_waits_to_be_dismissed(qemu):
             job = await watch.until_concluded()
             assert (job.status, job.error) == (JobStatus.CONCLUDED, None)
             assert list(watch.times) == ["created", "running", "ready", "waiting", "pending", "concluded"]
-            assert 0 <= watch.times["concluded"] - watch.times["pending"] < 5
+            assert 0 <= watch.times["concluded"] - watch.times["pending"] < SOON
             await session.change("job-dismiss", {"id": JOB})
         assert await monitor.jobs() == ()
 
@@ -355,7 +356,7 @@ async def test_ready_job_is_no_success_when_qemu_ends(qemu, way):
                 await session.change("quit")
             else:
                 qemu.process.terminate()
-            with anyio.fail_after(5), pytest.raises((LinkLost, JobFailed)):
+            with anyio.fail_after(SOON), pytest.raises((LinkLost, JobFailed)):
                 await waiter
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from integration.cli import Cli
 from integration.known_images import KIB, MIB, content, overwritten
-from integration.machines import blockdev
+from integration.machines import SOON, blockdev
 from qmpsnap.errors import Busy, Changed, LinkLost
 from qmpsnap.plan.intent import Snapshot
 from qmpsnap.run.outcome import Hooks
@@ -146,7 +146,7 @@ async def test_a_lost_link_is_made_again_once_for_both_operations(qemu, images, 
                 for disk, target in targets.items()
             ]
             jobs = await ids_of_both_jobs(running)
-            with caplog.at_level("INFO", "qmpsnap"), anyio.fail_after(5):
+            with caplog.at_level("INFO", "qmpsnap"), anyio.fail_after(SOON):
                 vm._target.session._owned.shutdown(socket.SHUT_RDWR)
                 lost = await asyncio.gather(*tasks, return_exceptions=True)
             assert [(type(error), error.changed) for error in lost] == [(LinkLost, Changed.UNKNOWN)] * 2
@@ -179,7 +179,7 @@ async def test_giving_up_one_operation_leaves_the_other_to_its_end(qemu, images,
             os.kill(running.pid, signal.SIGSTOP)
             snapshot = asyncio.create_task(vm.run(plan))
             mirror.cancel()
-            with caplog.at_level("WARNING", "qmpsnap"), anyio.fail_after(5):
+            with caplog.at_level("WARNING", "qmpsnap"), anyio.fail_after(SOON):
                 await asyncio.wait({mirror})
             assert mirror.cancelled()
             assert not snapshot.done()

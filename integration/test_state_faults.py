@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 import qmpsnap
 from integration.known_images import KIB, MIB, content, overwritten
-from integration.machines import blockdev, listing, traced, wait_for
+from integration.machines import SOON, blockdev, listing, traced, wait_for
 from integration.states import MODES, fill, opened, refuses, settings, status
 from qmpsnap.errors import (
     Busy,
@@ -267,9 +267,7 @@ async def test_second_client_is_refused_while_memory_is_written(two, machine, mo
 
 
 @pytest.mark.parametrize("mode", ["stop", "background"])
-async def test_killed_qemu_is_told_within_a_second_and_the_next_start_clears_up(
-    qemu, two, machine, mode, tmp_path
-):
+async def test_killed_qemu_is_told_soon_and_the_next_start_clears_up(qemu, two, machine, mode, tmp_path):
     vda, vdb = two
     with machine(*disks(two), extra=LARGE) as running:
         running.qmp("cont")
@@ -285,7 +283,7 @@ async def test_killed_qemu_is_told_within_a_second_and_the_next_start_clears_up(
             killed = time.monotonic()
             with pytest.raises(LinkLost) as caught:
                 await task
-            assert time.monotonic() - killed < 1
+            assert time.monotonic() - killed < SOON
             assert any(".memory." in one and ".partial" in one for one in caught.value.left)
     active = {"vda": vda.active, "vdb": vdb.active}
     if mode == "background":

@@ -151,7 +151,7 @@ async def test_times_are_those_of_qemu(server, jobs, monitor):
 
 @pytest.mark.parametrize("until", ["until_ready", "until_concluded"])
 @pytest.mark.parametrize("states", [(), ("created", "running"), ("created", "running", "ready")])
-async def test_watch_says_link_lost_within_a_second(server, jobs, until, states):
+async def test_watch_says_link_lost_soon(server, jobs, until, states):
     jobs.put(JOB, "running")
     async with connect(server.path) as session, JobMonitor(session) as monitor:
         with monitor.watch(JOB) as watch:

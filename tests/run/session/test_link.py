@@ -283,7 +283,7 @@ async def test_adopt_leaves_the_client_as_it_was(server, client):
     assert await client.execute("query-status") == {"status": "running"}
 
 
-async def test_adopt_tells_within_a_second_that_the_link_was_lost(server, client):
+async def test_adopt_tells_soon_that_the_link_was_lost(server, client):
     server.answer("transaction")
     async with adopt(client) as session:
         call = asyncio.create_task(session.change("transaction"))
