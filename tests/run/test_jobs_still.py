@@ -55,15 +55,20 @@ async def test_until_still_waits_on_when_the_job_stood_for_a_moment_only(server,
         assert task.result() is None
 
 
-async def test_until_still_counts_the_moment_anew_after_each_turn(server, jobs, monitor):
+async def test_until_still_counts_the_moment_anew_after_each_turn(server, jobs, monitor, monkeypatch):
     jobs.put(JOB, "paused")
+    loop = asyncio.get_running_loop()
+    clock, skipped = loop.time, list[int]()
+    monkeypatch.setattr(loop, "time", lambda: clock() + sum(skipped))
     with monitor.watch(JOB) as watch:
-        async with waiting(watch.until_still(0.15)) as task:
+        async with waiting(watch.until_still(5)) as task:
             for _ in range(4):
-                await asyncio.sleep(0.05)
+                skipped.append(3)
+                await heard(monitor)
                 server.emit(*turns("running", "paused"))
                 await heard(monitor)
             assert not task.done()
+            skipped.append(6)
         assert task.result().status is JobStatus.PAUSED
 
 
