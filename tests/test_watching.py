@@ -107,11 +107,16 @@ async def test_watch_reads_no_graph_while_vm_state_is_moved(server, overviews):
     await server.wait_for(GRAPH, count=2)
 
 
-async def test_watch_reads_no_graph_while_the_guest_is_paused_for_a_moment(server, overviews):
+async def test_watch_reads_no_graph_while_the_guest_is_paused_for_a_moment(server, overviews, monkeypatch):
+    monkeypatch.setattr("qmpsnap.watching._REST", 60)  # the moment does not end, however slow the host is
+    monkeypatch.setattr("qmpsnap.watching._SHARE_ON_EVENTS", math.inf)  # a stale graph is read at once
     await anext(overviews)
     stands(server, "paused")
-    server.emit(Emit("RESET"), Emit("STOP"))
+    server.emit(Emit("STOP"))
     await until(overviews, lambda overview: overview.status.state == "paused")
+    stands(server, "suspended")
+    server.emit(Emit("RESET"))
+    await until(overviews, lambda overview: overview.status.state == "suspended")
     assert server.commands.count(GRAPH) == 1
     stands(server)
     server.emit(Emit("RESUME"))
