@@ -7,9 +7,10 @@ import logging
 import sys
 
 from qmpsnap.model.printable import masked, printable
+from qmpsnap.model.secrets import SessionSecrets, without_passwords
 
 _SHOWN = frozenset({"machine.started_below", "layer.name_lost"})  # printed by the verbs themselves
-_WIRE = ("--> ", "<-- ")
+_SENT, _RECEIVED = "--> ", "<-- "
 
 
 def configure(verbose: int) -> None:
@@ -27,7 +28,7 @@ def configure(verbose: int) -> None:
     wire.handlers.clear()
     wire.addHandler(traffic := _ToStderr())
     traffic.setFormatter(_Traffic())
-    traffic.addFilter(lambda record: record.msg.startswith(_WIRE))
+    traffic.addFilter(lambda record: record.msg.startswith((_SENT, _RECEIVED)))
     wire.setLevel(logging.DEBUG if verbose >= 2 else logging.CRITICAL + 1)
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # the command line reports errors itself
 
@@ -48,12 +49,23 @@ class _Fields(logging.Formatter):
 
 
 class _Traffic(logging.Formatter):
-    """One QMP message per line; qemu.qmp logs each on several lines."""
+    """One QMP message per line, its secrets masked as in a record; qemu.qmp logs each on several lines."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._secrets: dict[str, SessionSecrets] = {}  # by logger: each connection has its own
 
     def format(self, record: logging.LogRecord) -> str:
         text = str(record.args[0]) if isinstance(record.args, tuple) and record.args else ""
         try:
-            text = json.dumps(json.loads(text))
+            text = self._shown(json.loads(text), record)
         except ValueError:
             text = printable(" ".join(text.split()))
         return f"{record.msg[:3]} {masked(text)}"
+
+    def _shown(self, message: object, record: logging.LogRecord) -> str:
+        if isinstance(message, dict):
+            secrets = self._secrets.setdefault(record.name, SessionSecrets())
+            shown = secrets.sent(message) if record.msg.startswith(_SENT) else secrets.received(message)
+            message = dict(shown)
+        return without_passwords(json.dumps(message))

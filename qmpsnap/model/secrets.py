@@ -1,4 +1,4 @@
-"""Masks the members of QMP messages that are secrets, wherever messages are written to a file.
+"""Masks the members of QMP messages that are secrets, wherever messages are logged or written to a file.
 
 The tables were read from the schemas of QEMU 7.2, 10.0 and 11.1 (query-qmp-schema). Members such as
 `key-secret`, `password-secret`, `passwordid` and `tls-creds` are ids of objects, and no secrets.
@@ -61,6 +61,26 @@ def mask_secrets(message: Mapping[str, Any]) -> dict[str, Any]:
     elif command == "qom-set" and members.get("property") in _PROPERTIES:
         members["value"] = MASK
     return {**message, "arguments": members}
+
+
+class SessionSecrets:
+    """Masks the messages of one session: its commands, and the replies to those that ask for a secret."""
+
+    def __init__(self) -> None:
+        self._asked: set[object] = set()  # ids of commands whose replies are secrets
+
+    def sent(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a command with each secret replaced by the mask; its reply is masked when it comes."""
+        if answers_secret(message):
+            self._asked.add(message.get("id"))
+        return mask_secrets(message)
+
+    def received(self, message: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return a greeting, a reply or an event: itself, unless it is a reply with a secret."""
+        if not self._asked or (command_id := message.get("id")) not in list(self._asked):
+            return message
+        self._asked.discard(command_id)
+        return {**message, "return": mask_answer(message["return"])} if "return" in message else message
 
 
 def answers_secret(message: Mapping[str, Any]) -> bool:

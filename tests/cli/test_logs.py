@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import logging
 
 import pytest
@@ -59,3 +60,41 @@ def test_configure_shows_no_secret_of_the_traffic(capsys):
     wire = logging.getLogger("qemu.qmp.protocol.qmpsnap")
     wire.debug("--> %s", '{"execute": "object-add", "arguments": {"qom-type": "secret", "data": "hunter2"}}')
     assert '"data": "***"' in capsys.readouterr().err
+
+
+def logged(capsys, name, direction, message):
+    logging.getLogger(name).debug(f"{direction} %s", json.dumps(message, indent=2))
+    line = capsys.readouterr().err
+    assert line.startswith(f"{direction} ")
+    return json.loads(line[4:])
+
+
+@pytest.mark.parametrize(
+    ("command", "answer", "shown"),
+    [
+        (("qom-get", {"path": "/objects/s0", "property": "data"}), "hunter2", "***"),
+        (
+            ("qom-list-get", {"paths": ["/objects/s0"]}),
+            [{"properties": [{"name": "data", "value": "hunter2"}, {"name": "format", "value": "raw"}]}],
+            [{"properties": [{"name": "data", "value": "***"}, {"name": "format", "value": "raw"}]}],
+        ),
+        (("human-monitor-command", {"command-line": "qom-get /objects/s0 data"}), '"hunter2"\r\n', "***"),
+        (("qom-get", {"path": "/machine", "property": "type"}), "pc", "pc"),
+        (("query-block", {"x": 1}), [{"file": "https://u:hunter2@h/d"}], [{"file": "https://u:***@h/d"}]),
+    ],
+)
+def test_configure_shows_no_secret_that_qemu_returns(capsys, command, answer, shown):
+    configure(2)
+    name, other = "qemu.qmp.protocol.one", "qemu.qmp.protocol.two"
+    execute, arguments = command
+    sent = {"execute": execute, "arguments": arguments, "id": "1"}
+    assert logged(capsys, name, "-->", sent) == sent
+    assert logged(capsys, other, "<--", {"return": "kept", "id": "1"}) == {"return": "kept", "id": "1"}
+    assert logged(capsys, name, "<--", {"return": answer, "id": "1"}) == {"return": shown, "id": "1"}
+    assert logged(capsys, name, "<--", {"return": "kept", "id": "1"}) == {"return": "kept", "id": "1"}
+
+
+def test_configure_shows_no_secret_of_a_command_that_only_its_table_knows(capsys):
+    configure(2)
+    sent = {"execute": "send-key", "arguments": {"keys": [{"type": "qcode", "data": 5}]}}
+    assert logged(capsys, "qemu.qmp.protocol.one", "-->", sent)["arguments"] == {"keys": "***"}

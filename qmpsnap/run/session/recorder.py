@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from qmpsnap.errors import TargetExists
-from qmpsnap.model.secrets import answers_secret, mask_answer, mask_secrets, without_passwords
+from qmpsnap.model.secrets import SessionSecrets, without_passwords
 from qmpsnap.run.log import get_logger
 from qmpsnap.run.os_errors import reason, unusable
 from qmpsnap.run.safe_open import create_file
@@ -41,7 +41,7 @@ class Recorder:
         self._file = file
         self._descriptor: int | None = descriptor
         self._started = time.monotonic()
-        self._secret: set[object] = set()  # ids of commands whose replies are secrets
+        self._secrets = SessionSecrets()
         self._write(b'{"qmpsnap": "record", "version": 1, "at": %.6f}\n' % time.time())
 
     def record_sent(self, message: Message) -> None:
@@ -49,18 +49,13 @@ class Recorder:
         if "arguments" not in message:
             self._line(b"client", bytes(message))  # which is sent next
             return
-        if answers_secret(message):
-            self._secret.add(message.get("id"))
-        self._line(b"client", json.dumps(mask_secrets(message)).encode())
+        self._line(b"client", json.dumps(self._secrets.sent(message)).encode())
 
     def record_received(self, message: Message) -> None:
         """Record a greeting, a reply or an event; if it is ASCII, byte for byte as received."""
-        raw = bytes(message).strip()
-        if self._secret and (command_id := message.get("id")) in list(self._secret) and "return" in message:
-            self._secret.discard(command_id)
-            raw = json.dumps({**message, "return": mask_answer(message["return"])}).encode()
-        elif not raw.isascii():
-            raw = json.dumps(dict(message)).encode()
+        raw, shown = bytes(message).strip(), self._secrets.received(message)
+        if shown is not message or not raw.isascii():
+            raw = json.dumps(dict(shown)).encode()
         if b"://" in raw or b"cookie" in raw:
             raw = without_passwords(raw.decode()).encode()
         self._line(b"qemu", raw)
