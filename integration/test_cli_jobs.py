@@ -165,7 +165,7 @@ def test_jobs_shows_disk_and_target_of_a_stranger_s(
         (listed,) = Cli(running)("--json", "jobs").json["jobs"]
         assert (listed["disk"], listed["target"]) == ("vda", files[target])
         assert (listed["created"], listed["age_s"], listed["ways"]) == ("", None, [])
-        shown = rf"^    of vda,\s+into {Path(files[target]).name}$"
+        shown = rf"^    of vda,\s+started at an unknown time,\s+into {Path(files[target]).name}$"
         assert re.search(shown, Cli(running)("jobs").out, re.MULTILINE)
         running.qmp("block-job-cancel", {"device": "theirs", "force": True})
 

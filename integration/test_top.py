@@ -16,6 +16,10 @@ from integration.machines import blockdev, wait_for
 
 # The terminal is the same whatever QEMU is followed.
 FIRST, LAST = (pytest.mark.parametrize("qemu", [qemu], ids=[qemu.short]) for qemu in (QEMUS[0], QEMUS[-1]))
+CAUSE = "QEMU was started with -S: the guest has not run yet, or it was reset while it was paused."
+CAUSE_LINES = [CAUSE[:-12], "    was paused."]  # on 80 columns
+CHAIN = "vda: [base] <- [s1*]"
+NEXT = "next: qmpsnap cont starts it"
 SLOW = {"job-id": "theirs", "device": "vda-node", "speed": 65536}
 
 
@@ -29,7 +33,8 @@ def vda(images, machine):
 def test_top_follows_a_machine_on_a_terminal(vda):
     running, cli = vda
     with Screen(cli, "top") as screen:
-        assert screen.wait_for("prelaunch")[1:3] == ["DISKS", "vda: [base] <- [s1*]"]
+        lines = screen.wait_for("prelaunch", "vda: ")
+        assert lines[1:6] == [*CAUSE_LINES, NEXT, "DISKS", CHAIN]
         running.qmp("cont")
         lines = screen.wait_for("running", "RESUME")
         assert (len(lines), lines[0]) == (24, f"running  {Path(running.socket).name}")
@@ -63,9 +68,9 @@ def test_top_leaves_the_last_state_on_the_terminal_when_qemu_ends(vda):
         screen.wait_for("vda: [base] <- [s1*]")
         running.kill()
         code, lines = screen.end()
-    assert (code, lines[:3]) == (
+    assert (code, lines[:6]) == (
         5,
-        [f"prelaunch  {Path(running.socket).name}", "DISKS", "vda: [base] <- [s1*]"],
+        [f"prelaunch  {Path(running.socket).name}", *CAUSE_LINES, NEXT, "DISKS", CHAIN],
     )
     assert "the other side closed it" in " ".join(" ".join(lines).split())
 
@@ -73,7 +78,7 @@ def test_top_leaves_the_last_state_on_the_terminal_when_qemu_ends(vda):
 def test_top_prints_lines_for_each_change_into_a_pipe(vda):
     running, cli = vda
     process, name = cli.start("top"), Path(running.socket).name
-    state = [f"prelaunch  {name}\n", "vda: [base] <- [s1*]\n", "\n"]
+    state = [f"prelaunch  {name}\n", f"{CAUSE}\n", f"{NEXT}\n", f"{CHAIN}\n", "\n"]
     assert [process.stdout.readline() for _ in state] == state
     running.qmp("cont")
     assert process.stdout.readline().endswith(" RESUME\n")

@@ -19,6 +19,8 @@ from qmpsnap.model.graph import Graph
 from qmpsnap.model.job import ENDED, Job, JobStatus
 from qmpsnap.model.job_place import JobPlace
 from qmpsnap.model.machine import Status
+from qmpsnap.model.pause import Pause
+from qmpsnap.pauses import pause_in
 from qmpsnap.run.planning import Planning
 from qmpsnap.run.progress import Meter
 from qmpsnap.run.session import Event
@@ -74,6 +76,7 @@ class Overview(Struct, frozen=True):
 
     Attributes:
         status: The guest's run state; None without a guest.
+        pause: Why the guest is not running; None while it is running, and until the graph could be read.
         graph: The disks with their chains; empty until it could be read.
         jobs: The jobs of all clients.
         events: The last events, at most 50, the oldest first.
@@ -83,6 +86,7 @@ class Overview(Struct, frozen=True):
     """
 
     status: Status | None = None
+    pause: Pause | None = None
     graph: Graph = Graph({})
     jobs: tuple[JobNow, ...] = ()
     events: tuple[Event, ...] = ()
@@ -103,6 +107,7 @@ class Overview(Struct, frozen=True):
         """
         return {
             "status": None if self.status is None else self.status.to_json(),
+            "pause": None if self.pause is None else self.pause.to_json(),
             **self.graph.to_json(),
             "jobs": [job.to_json() for job in self.jobs],
             "events": [event.to_json() for event in self.events_since(heard)],
@@ -142,6 +147,7 @@ class _Watcher:
         self._heard = 0
         self._meters: dict[str, Meter] = {}
         self._places = _NOWHERE
+        self._pause: tuple[Status, Graph, Pause] | None = None  # the last one, and what it was read for
         self._graph: Graph | None = None
         self._graph_stale = True
         self._graph_read = 0.0  # when, and how long it took
@@ -212,6 +218,7 @@ class _Watcher:
         self._meters = {job.id: self._meters.get(job.id) or Meter() for job in jobs}
         self._seen = Overview(
             status=status,
+            pause=await self._why_paused(status),
             graph=self._graph or Graph({}),
             jobs=tuple(
                 JobNow(self._meters[job.id].look(job), self._places.get(job.id, JobPlace())) for job in jobs
@@ -220,6 +227,15 @@ class _Watcher:
         )
         self._asking = None
         return any(job.status not in ENDED for job in jobs) or (status is not None and status.migrating)
+
+    async def _why_paused(self, status: Status | None) -> Pause | None:
+        """Find out why the guest is not running: once for each state, and again when the graph was read."""
+        if status is None or status.running or self._graph is None:
+            return None
+        if self._pause is None or self._pause[0] != status or self._pause[1] is not self._graph:
+            pause = await pause_in(status, self._target, self._jobs, self._graph)
+            self._pause = (status, self._graph, pause)
+        return self._pause[2]
 
     async def _look_at_graph(self, status: Status | None, jobs: tuple[Job, ...]) -> str:
         """Read the graph if it is time to, and if nobody is hindered; return why it may be out of date."""

@@ -123,6 +123,20 @@ async def test_watch_reads_no_graph_while_the_guest_is_paused_for_a_moment(serve
     await server.wait_for(GRAPH, count=2)
 
 
+async def test_watch_tells_why_the_guest_is_not_running(server, overviews):
+    assert (await anext(overviews)).pause is None
+    disks(server, vda=("/d/top", "/d/base"), io_status="nospace")
+    stands(server, "io-error")
+    server.emit(Emit("BLOCK_IO_ERROR", {}))
+    overview = await until(overviews, lambda overview: overview.status.state == "io-error")
+    cause = "There was no space for a write to vda (/d/top)."
+    assert (overview.pause.cause, overview.to_json()["pause"]["failed"]) == (cause, {"vda": "nospace"})
+    stands(server)
+    server.emit(Emit("RESUME"))
+    overview = await until(overviews, lambda overview: overview.status.running)
+    assert (overview.pause, overview.to_json()["pause"]) == (None, None)
+
+
 async def test_watch_keeps_the_last_events_and_counts_all(server, overviews):
     await anext(overviews)
     server.emit(*(Emit("E", {"number": number}) for number in range(500)))
@@ -184,6 +198,7 @@ def test_overview_as_json_leaves_out_the_events_that_were_printed():
     printed = overview.to_json(heard=2)
     assert printed == {
         "status": None,
+        "pause": None,
         "disks": [],
         "jobs": [],
         "events": [{"event": "E", "data": {"number": 2}, "timestamp": 1.0}],

@@ -139,14 +139,14 @@ class Troubles(SphinxDirective):
     """The table of everything that the doctor finds."""
 
     def run(self) -> list[nodes.Node]:
-        """Make one row a rule, in the order in which they are reported."""
+        """Make one row a code, in the order in which they are reported."""
         rows = [
             [
                 nodes.reference(text=rule.code, refuri=f"#{rule.code}"),
                 nodes.Text(rule.what),
                 nodes.Text(rule.severity),
             ]
-            for rule in RULES
+            for rule in {rule.code: rule for rule in RULES}.values()
         ]
         return [_table(["code", "what it is", ""], rows)]
 

@@ -60,7 +60,7 @@ def events(names: tuple[str, ...], count: int | None, timeout: float | None) -> 
         def sink(event: Event) -> None:
             if enough.is_set() or not wanted.takes(event):
                 return
-            if not emit(_json(event) if app.json else _text(event)) or wanted.enough:
+            if not emit(_json(event) if app.json else event_text(event)) or wanted.enough:
                 enough.set()
 
         with vm.events(sink), reader_gone(enough.set), anyio.move_on_after(timeout):
@@ -156,7 +156,8 @@ def _json(event: Event) -> str:
     return json_line(**event.to_json())
 
 
-def _text(event: Event) -> str:
+def event_text(event: Event) -> str:
+    """An event with its local date and time, on one line."""
     time = datetime.fromtimestamp(event.timestamp, UTC).astimezone().isoformat(" ", "milliseconds")
     return " ".join([time, printable(event.name), *facts(event)])
 

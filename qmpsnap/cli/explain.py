@@ -40,7 +40,7 @@ class _Word(click.ParamType):  # type: ignore[type-arg]  # generic since click 8
 @verb(
     "explain",
     example="qmpsnap explain io-error",
-    short_help="Explain a state, event, error or exit code.",
+    short_help="Explain a state, event, error, finding or exit code.",
 )
 @click.argument("word", type=_Word(), required=False)
 @click.pass_obj
@@ -48,7 +48,7 @@ def explain(app: App, word: str | None) -> None:
     """Explain what WORD means, and what to do about it; without WORD, list all words. Needs no machine.
 
     WORD is a run state, a state of a job or of a migration, an event, an error or its class, an exit code,
-    or an action of a plan. Case and dashes do not matter.
+    an action of a plan, or what the doctor finds. Case and dashes do not matter.
     """
     meanings = MEANINGS if word is None else explained(word)
     if app.json:

@@ -11,6 +11,7 @@ import click
 from qmpsnap.cli.app import Group, Verb, verb
 from qmpsnap.cli.options import JOB, SPEED, dry_run, progress
 from qmpsnap.cli.output import emit, json_line
+from qmpsnap.cli.picture import of_plan
 from qmpsnap.cli.progress import reporter
 from qmpsnap.cli.runner import current_app, hooks, run, show_done, show_plan, show_steps
 from qmpsnap.cli.signals import Signals
@@ -122,6 +123,7 @@ def cancel(job_id: str, *, foreign: bool) -> None:
 @_foreign
 @progress
 @dry_run
+@of_plan
 def wait(job_id: str, *, foreign: bool) -> None:
     """Wait for a job, then finish its operation: pivot, dismissal, files.
 
@@ -130,6 +132,10 @@ def wait(job_id: str, *, foreign: bool) -> None:
     Ctrl-C leaves it running.
     """
     app = current_app()
+    if app.picture and parse_job_id(job_id) is None:
+        raise click.UsageError(
+            "--picture shows an operation of qmpsnap; another client's job is only waited for"
+        )
 
     async def work(vm: VM, signals: Signals) -> Plan | Done | Job:
         found = await _full_id(vm, job_id)

@@ -89,7 +89,7 @@ class _Listed:
             "ours" if job.mine else "another's",
         )
         where = [f"of {place.disk}"] if place.disk else []
-        where += [f"started {_ago(place.created)}"] if place.created else []
+        where += [f"started {_ago(place.created) if place.created else 'at an unknown time'}"]
         where += [f"into {relative(place.target)}"] if place.target else []
         remarks = [", ".join(where)] if where else []
         remarks += [f"error: {job.error}"] if job.error else []

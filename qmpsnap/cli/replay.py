@@ -8,7 +8,7 @@ import click
 
 from qmpsnap.cli.app import verb
 from qmpsnap.cli.options import FILE
-from qmpsnap.cli.output import emit, json_line
+from qmpsnap.cli.output import emit, json_line, relative
 from qmpsnap.cli.runner import current_app, run_alone
 from qmpsnap.cli.signals import Signals
 from qmpsnap.errors import TargetError
@@ -40,7 +40,11 @@ def replay(file: str, path: str | None) -> None:
 
     async def serve(signals: Signals) -> tuple[str, ...]:
         async with serve_record(file, path or f"{file}.sock") as server:
-            emit(json_line(socket=server.path) if as_json else f"listening on {printable(server.path)}")
+            emit(
+                json_line(socket=server.path)
+                if as_json
+                else f"listening on {printable(relative(server.path))}"
+            )
             with signals.ends() as end:
                 ended = asyncio.ensure_future(end.wait())
                 played = asyncio.ensure_future(server.played.wait())

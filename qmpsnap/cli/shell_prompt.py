@@ -7,7 +7,6 @@ import json
 import sys
 from collections.abc import AsyncGenerator
 from contextlib import suppress
-from datetime import datetime
 from typing import TYPE_CHECKING
 
 import anyio
@@ -18,6 +17,7 @@ from rich.console import Console
 from rich.highlighter import JSONHighlighter
 from rich.text import Text
 
+from qmpsnap.cli.events import event_text
 from qmpsnap.cli.output import emit, wrap
 from qmpsnap.cli.shell_history import ShellHistory, history_file
 from qmpsnap.cli.shell_sender import ENDS, Sender, Unanswered, error_lines
@@ -211,5 +211,4 @@ async def _names(vm: VM) -> Names:
 
 
 def _show_event(event: Event) -> None:
-    time = datetime.fromtimestamp(event.timestamp).astimezone().isoformat(" ", "milliseconds")
-    emit(f"{time} {event.name} {json.dumps(dict(event.data), ensure_ascii=False)}")
+    emit(event_text(event))

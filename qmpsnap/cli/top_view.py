@@ -89,6 +89,9 @@ def _head(overview: Overview, name: str) -> list[Text]:
         if status.migration != "none":
             line.append(f" (migration: {printable(status.migration)})")
     lines = [line.append(f"  {printable(relative(name))}")]
+    if overview.pause is not None:
+        lines.append(Text(printable(overview.pause.cause), "yellow"))
+        lines += [Text(f"next: {printable(overview.pause.advice)}")] if overview.pause.advice else []
     if overview.silent_s:
         lines.append(Text(f"QEMU has not answered for {overview.silent_s} s", "bold red"))
     if overview.unread:

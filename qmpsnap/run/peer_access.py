@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import posixpath
-import pwd
 import stat
 from collections.abc import Iterable, Mapping
 
@@ -21,6 +20,7 @@ from qmpsnap.model.files import OpenFile
 from qmpsnap.model.record_rules import is_plain
 from qmpsnap.run.holders import written
 from qmpsnap.run.os_errors import reason
+from qmpsnap.run.proc import user_name
 from qmpsnap.run.safe_open import kernel_text
 
 
@@ -95,7 +95,5 @@ def _peer(pid: int | None) -> _Peer | None:
 
 
 def _named(user: int) -> str:
-    try:
-        return f"{pwd.getpwuid(user).pw_name} ({user})"
-    except KeyError:
-        return f"user {user}"
+    name = user_name(user)
+    return f"user {user}" if name == str(user) else f"{name} ({user})"

@@ -48,8 +48,11 @@ def user_of(pid: int) -> str:
     except OSError:
         return ""
     number = next((int(line.split()[_EFFECTIVE]) for line in lines if line.startswith("Uid:")), None)
-    if number is None:
-        return ""
+    return "" if number is None else user_name(number)
+
+
+def user_name(number: int) -> str:
+    """The name of a user of this host; the number if there is no name for it."""
     try:
         return pwd.getpwuid(number).pw_name
     except KeyError:

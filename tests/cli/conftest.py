@@ -113,15 +113,17 @@ def stands(server, status="running", migration="none"):
         server.answer(command, Return(answer))
 
 
-def disks(server, *, inside=(), **chains):
+def disks(server, *, inside=(), io_status="ok", **chains):
     """Let the server have these disks, each with its files, active first; none: an empty drive.
 
     `inside`: internal snapshots of active layers, each as (disk, id, name, bytes of VM state).
+    `io_status`: of each disk; QAPI: BlockDeviceIoStatus.
     """
     block, stats, nodes = [], [], []
     for disk, files in chains.items():
         place = {"device": "", "qdev": f"/machine/peripheral/{disk}/virtio-backend"}
         row = {**place, "type": "unknown", "locked": False, "removable": not files}
+        row["io-status"] = io_status
         below = None
         for index, file in reversed(list(enumerate(files))):
             node, image = f"{disk}-{index}", {"filename": file, "format": "qcow2", "virtual-size": GIB}

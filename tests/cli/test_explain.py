@@ -40,6 +40,19 @@ def test_explain_json_has_the_meanings(qmpsnap):
     }
 
 
+def test_explain_knows_what_the_doctor_finds(qmpsnap, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    ended = qmpsnap("explain", "node-left")
+    assert (ended.code, ended.out.splitlines()) == (
+        0,
+        [
+            "node-left (finding): A node that nothing uses, and that keeps its file open for",
+            "  writing.",
+            "  next: blockdev-del frees the file, unless the node was added to be used later.",
+        ],
+    )
+
+
 def test_explain_of_an_unknown_word_exits_3_with_similar_ones(qmpsnap):
     ended = qmpsnap("explain", "pasued")
     assert (ended.code, ended.out) == (3, "")

@@ -11,7 +11,7 @@ import pytest
 import qmpsnap.cli
 from qmpsnap.cli import runner
 from qmpsnap.cli.app import App
-from qmpsnap.cli.events import _text
+from qmpsnap.cli.events import event_text
 from qmpsnap.cli.output import emit, json_line, to_stderr
 from qmpsnap.cli.report import report
 from qmpsnap.errors import GraphMismatch, Incomplete, Refused
@@ -131,7 +131,7 @@ def test_no_text_of_an_error_is_more_than_text(capsys):
 
 def test_no_text_of_an_event_is_more_than_text(capsys):
     data = {HOSTILE: HOSTILE, "inner": {HOSTILE: [HOSTILE, float("nan")]}}
-    assert emit(_text(Event(HOSTILE, data, 1.0)))
+    assert emit(event_text(Event(HOSTILE, data, 1.0)))
     assert is_clean(capsys.readouterr().out)
 
 

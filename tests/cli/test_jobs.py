@@ -33,6 +33,7 @@ def test_jobs_lists_ours_with_the_ways_to_end_it(machine, server):
     assert machine("jobs").out.splitlines() == [
         "ID                            TYPE    STATE            DONE    LIMIT  WHOSE",
         f"{OURS}  stream  running  25% of 100 B  1 MiB/s  ours",
+        "    started at an unknown time",
         f"    qmpsnap job wait {OURS}",
         f"    or qmpsnap job cancel {OURS}",
     ]
@@ -42,6 +43,8 @@ def test_jobs_lists_another_s_without_ways(machine, server):
     job(server, "theirs")
     found = machine("jobs", "--json").json
     assert [(one["id"], one["ours"], one["ways"]) for one in found["jobs"]] == [("theirs", False, [])]
+    assert found["jobs"][0]["age_s"] is None
+    assert machine("jobs").out.splitlines()[2:] == ["    started at an unknown time"]
     assert found["interrupted"] == []
 
 
@@ -172,3 +175,22 @@ def test_job_verb_refuses_a_beginning_that_two_ids_have_but_not_a_whole_id(machi
         "  next: give more of it: copy, copy2",
     ]
     assert machine("job", "pause", "copy", "--foreign").out == "copy is paused\n"
+
+
+def test_job_wait_shows_a_picture_of_an_operation_of_ours_alone(machine, server, tmp_path):
+    base, active = str(tmp_path / "base.qcow2"), str(tmp_path / "active.qcow2")
+    disks(server, vda=(active, base))
+    record = IntentRecord(
+        id=OURS,
+        op="stream",
+        created="2024-01-01T00:00:00+00:00",
+        chains={"vda": (active, base)},
+        after={"vda": (active,)},
+        stages=stages(streaming(OURS, above=active, base=None)),
+    )
+    (tmp_path / "base.qmpsnap").mkdir()
+    (tmp_path / "base.qmpsnap" / record.file_name).write_text(to_json(record))
+    drawn = machine("--shared-fs", "yes", "job", "wait", OURS, "-n", "--picture", "mermaid")
+    assert (drawn.code, drawn.out[:9]) == (0, "flowchart"), drawn
+    refused = machine("job", "wait", "theirs", "-n", "--picture", "svg")
+    assert (refused.code, "another client's job is only waited for" in refused.err) == (2, True)

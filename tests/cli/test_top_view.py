@@ -7,6 +7,7 @@ from qmpsnap.model.graph import Disk, Graph, Layer
 from qmpsnap.model.job import IoStatus, Job, JobStatus
 from qmpsnap.model.job_place import JobPlace
 from qmpsnap.model.machine import Status
+from qmpsnap.model.pause import Pause
 from qmpsnap.run.progress import Progress
 from qmpsnap.run.session import Event
 from qmpsnap.watching import JobNow, Overview
@@ -65,6 +66,14 @@ def test_screen_has_the_state_disks_jobs_and_events():
         f"{time} STOP",
         f"{time} BLOCK_JOB_READY device=j speed=0",
     ]
+
+
+def test_screen_and_block_say_why_the_guest_is_not_running():
+    pause = Pause("io-error", "There was no space for a write to vda.", "make room there")
+    overview = Overview(status=Status("io-error", running=False), pause=pause, graph=disks(disk("cd0")))
+    head = ["io-error  vm1", "There was no space for a write to vda.", "next: make room there"]
+    assert shown(overview) == [*head, "DISKS", "cd0: (empty)"]
+    assert block(overview, "vm1") == [*head, "cd0: (empty)"]
 
 
 def test_screen_of_40_columns_folds_what_is_too_long():
@@ -139,6 +148,7 @@ def test_screen_colours_the_run_state_and_a_job_that_stands_still():
 def test_nothing_foreign_is_more_than_text_on_the_screen_or_in_a_block():
     foreign = Overview(
         status=Status(HOSTILE, running=False, migration=HOSTILE),
+        pause=Pause(HOSTILE, HOSTILE, HOSTILE),
         graph=disks(disk(HOSTILE, HOSTILE, "base")),
         jobs=(
             JobNow(

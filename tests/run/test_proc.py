@@ -16,7 +16,7 @@ from qmpsnap.run import proc
 
 WAITS = [sys.executable, "-S", "-c", "print(flush=True); input()"]
 NOBODY = 1 << 30
-"""No process has this id."""
+"""No process and no user has this id."""
 
 
 def test_process_is_described_by_its_command_line_user_and_environment():
@@ -33,6 +33,11 @@ def test_process_is_described_by_its_command_line_user_and_environment():
         os.waitpid(child.pid, os.WUNTRACED)
         assert proc.is_stopped(child.pid)
         child.kill()
+
+
+def test_user_name_is_the_number_of_a_user_without_a_name():
+    assert proc.user_name(os.geteuid()) == pwd.getpwuid(os.geteuid()).pw_name
+    assert proc.user_name(NOBODY) == str(NOBODY)
 
 
 def test_process_that_is_gone_is_not_known():

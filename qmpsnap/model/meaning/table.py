@@ -13,6 +13,7 @@ from qmpsnap.model.meaning.actions import ACTIONS
 from qmpsnap.model.meaning.entry import Said
 from qmpsnap.model.meaning.errors import ERRORS
 from qmpsnap.model.meaning.events import EVENTS
+from qmpsnap.model.meaning.findings import FINDINGS
 from qmpsnap.model.meaning.replies import EXIT_CODES, QMP_CLASSES
 from qmpsnap.model.meaning.states import JOB_STATES, MIGRATION_STATES, RUN_STATES
 
@@ -47,6 +48,7 @@ _TABLES: Mapping[str, Mapping[str, Said]] = MappingProxyType(
         "QMP error class": QMP_CLASSES,
         "exit code": {str(code): said for code, said in EXIT_CODES.items()},
         "action of a plan": ACTIONS,
+        "finding": FINDINGS,
     }
 )
 
@@ -77,7 +79,7 @@ def explain(word: str) -> tuple[Meaning, ...]:
         return found
     near = _near(key)
     raise NotFound(
-        f"{word!r} is not known here as a state, event, error, exit code or action of a plan",
+        f"{word!r} is not known here as a state, event, error, exit code, action of a plan or finding",
         hint=f"similar words: {', '.join(near)}" if near else "qmpsnap explain lists all words",
     )
 

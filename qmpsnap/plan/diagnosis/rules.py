@@ -1,4 +1,8 @@
-"""The table of all rules. To add one: a function, a line here, its test, and its section of troubles.md."""
+"""The table of all rules.
+
+To add one: a function, a line here, its meaning (model/meaning/findings.py), its test, and its section of
+troubles.md.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ from collections.abc import Callable, Iterator
 from msgspec import Struct
 
 from qmpsnap.model.finding import Finding, Severity
+from qmpsnap.model.meaning.findings import FINDINGS
 from qmpsnap.plan.diagnosis import access, chain, guest, images, jobs, kept, monitor, nodes
 from qmpsnap.plan.diagnosis.facts import Case, Facts
 
@@ -18,7 +23,7 @@ class Rule(Struct, frozen=True):
 
     Attributes:
         code: Its code, which `Finding.code` repeats.
-        look: Yields each occurrence of it; its docstring says what the trouble is.
+        look: Yields each occurrence of it.
         severity: Whether something is wrong.
     """
 
@@ -29,7 +34,7 @@ class Rule(Struct, frozen=True):
     @property
     def what(self) -> str:
         """What the trouble is, in one sentence."""
-        return (self.look.__doc__ or "").strip()
+        return FINDINGS[self.code].text
 
 
 RULES = (

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import grp
 import os
-import pwd
 import socket
 import stat
 import struct
@@ -16,6 +15,7 @@ from msgspec import Struct
 
 from qmpsnap.errors import ConnectFailed
 from qmpsnap.run.log import get_logger
+from qmpsnap.run.proc import user_name
 
 _log = get_logger("qmpsnap.session")
 _LAST_PORT = 65535  # the resolver takes a higher one, and counts from 0 again
@@ -167,26 +167,19 @@ def _what_next(error: OSError | None, path: str = "") -> str:
 
 def _who_may(path: str) -> str:
     """Say who owns the socket and how to get access to it, or which directory denies access."""
-    me = _user(os.geteuid())
+    me = user_name(os.geteuid())
     for place in (*reversed(Path(path).absolute().parents), Path(path)):
         try:
             known = place.stat()
         except OSError:  # the one above it may not be entered
             break
         kind = "directory" if stat.S_ISDIR(known.st_mode) else "socket"
-        denied = f"{kind} {place} is {_user(known.st_uid)}'s, group {_group(known.st_gid)}, "
+        denied = f"{kind} {place} is {user_name(known.st_uid)}'s, group {_group(known.st_gid)}, "
         denied += f"mode {stat.S_IMODE(known.st_mode):04o}; you are {me}"
         if not os.access(place, os.X_OK if kind == "directory" else os.W_OK, effective_ids=True):
             enough = "execute" if kind == "directory" else "write"
             return f"{denied}: run as that user (sudo -u), or get permission to {enough} it"
     return f"you are {me}: writing to the socket needs the permissions of QEMU's user"
-
-
-def _user(number: int) -> str:
-    try:
-        return pwd.getpwuid(number).pw_name
-    except KeyError:
-        return f"user {number}"
 
 
 def _group(number: int) -> str:

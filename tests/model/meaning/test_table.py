@@ -9,8 +9,8 @@ from tests.each import each
 
 @each("word", ["io-error", "IO-Error", "io_error", "ioerror", " io error "])
 def test_explain_finds_a_word_whatever_its_case_dashes_and_blanks(word):
-    (meaning,) = explain(word)
-    assert (meaning.word, meaning.kind) == ("io-error", "run state")
+    meaning, finding = explain(word)
+    assert (meaning.word, meaning.kind, finding.kind) == ("io-error", "run state", "finding")
     assert "qmpsnap cont" in meaning.advice
 
 

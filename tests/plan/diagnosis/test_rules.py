@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from qmpsnap.model.graph import Graph
+from qmpsnap.model.meaning.findings import FINDINGS
 from qmpsnap.plan.diagnosis.rules import RULES, Rule, diagnose
 from qmpsnap.testing.drawing import graph
 from tests.plan.diagnosis.look import CHAIN, facts
@@ -22,6 +23,10 @@ def test_a_machine_that_is_well_is_healthy(there: Graph) -> None:
 def test_troubles_come_before_limits() -> None:
     limits = [rule.severity == "limit" for rule in RULES]
     assert limits == sorted(limits)
+
+
+def test_each_finding_has_a_meaning_and_no_other_word_has() -> None:
+    assert {rule.code for rule in RULES} == set(FINDINGS)
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: f"{rule.code}-{rule.look.__name__}")
