@@ -17,6 +17,7 @@ from collections.abc import Collection, Iterator
 from msgspec import Struct
 
 from qmpsnap.model.host_process import HostProcess
+from qmpsnap.run.mounts import remote_mounts
 from qmpsnap.run.proc import host_process, pids
 from qmpsnap.run.safe_open import kernel_text
 
@@ -72,7 +73,7 @@ def users(files: Collection[FileId], *, apart: Collection[int | None] = ()) -> d
     found: dict[FileId, Holder] = {}
     for pid in pids():
         if pid not in apart and len(found) < len(files):
-            for _, key in _open(pid):
+            for _, key in _open(pid, files):
                 if key in files and key not in found:
                     found[key] = _holder(pid)
     return found
@@ -83,14 +84,24 @@ def _holder(pid: int) -> Holder:
     return Holder(pid, process.program, process.user)
 
 
-def _open(pid: int) -> Iterator[tuple[str, FileId]]:
-    """The descriptors of a process, each with the file that it leads to; none if we may not look."""
+def _open(pid: int, files: Collection[FileId] | None) -> Iterator[tuple[str, FileId]]:
+    """The descriptors of a process, each with the file that it leads to; none if we may not look.
+
+    A descriptor on a remote mount where none of the files is (None: any file may be there) is left out: its
+    storage may be gone, and is not asked.
+    """
     try:
         numbers = os.listdir(f"/proc/{pid}/fd")
     except OSError:
         return
+    elsewhere = set()
+    if numbers and files is not None:
+        devices = {device for device, _ in files}
+        elsewhere = {mount for mount, device in remote_mounts(pid).items() if device not in devices}
     for number in numbers:
         try:
+            if elsewhere and _fact(pid, number, "mnt_id") in elsewhere:
+                continue
             status = os.stat(f"/proc/{pid}/fd/{number}")
         except OSError:  # closed meanwhile
             continue
@@ -132,17 +143,26 @@ def written(pid: int, *, among: Collection[FileId] | None = None) -> set[FileId]
         among: Look only for these files; None: for all.
     """
     writable = set()
-    for number, key in _open(pid):
+    for number, key in _open(pid, among):
         if among is not None and key not in among:
             continue
         try:
-            lines = kernel_text(f"/proc/{pid}/fdinfo/{number}").splitlines()
+            flags = int(_fact(pid, number, "flags") or "0", 8)
         except OSError:  # closed meanwhile
             continue
-        flags = next((int(line.split()[1], 8) for line in lines if line.startswith("flags:")), 0)
         if flags & os.O_ACCMODE != os.O_RDONLY:
             writable.add(key)
     return writable
+
+
+def _fact(pid: int, number: str, name: str) -> str:
+    """What the kernel says of a descriptor, without asking its storage; "" if it does not say it.
+
+    Raises:
+        OSError: When the descriptor is closed.
+    """
+    lines = kernel_text(f"/proc/{pid}/fdinfo/{number}").splitlines()
+    return next((line.split()[1] for line in lines if line.startswith(f"{name}:")), "")
 
 
 def locked(descriptor: int) -> bool:

@@ -65,7 +65,7 @@ def _why(pid: int, peer: _Peer, file: str, opened: OpenFile | None) -> str:
         return reason(error)
     if (status.st_dev, status.st_ino) != (opened.device, opened.inode):
         return "QEMU has another file open"
-    if _may_write(peer, status) or (status.st_dev, status.st_ino) in written(pid):
+    if _may_write(peer, status) or written(pid, among=[(status.st_dev, status.st_ino)]):
         return ""
     return f"it belongs to {_named(status.st_uid)}, mode {stat.S_IMODE(status.st_mode):o}"
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import struct
 
 import pytest
 
 from qmpsnap.errors import ImageInUse
-from qmpsnap.run.holders import Holder, locked, loops, writers, written
+from qmpsnap.run.holders import Holder, locked, loops, users, writers, written
 from qmpsnap.run.preflight import read_chains, refuse_unusable
 from tests.each import each
 from tests.headers import qcow2_bytes, with_tables
@@ -35,6 +36,28 @@ def test_written_tells_files_that_a_process_has_open_for_writing(tmp_path, mode,
     for holder in found.values():
         assert (holder.pid, "py" in holder.program) == (os.getpid(), True)
     assert writers([key(file)]) == {}
+
+
+def test_holders_ask_no_storage_of_a_remote_mount_where_none_of_the_files_is(tmp_path, monkeypatch):
+    """That of /proc is made one: a server that is gone would not answer."""
+    asked, stat = [], os.stat
+
+    def observed(path, *arguments, **options):
+        asked.append(str(path))
+        return stat(path, *arguments, **options)
+
+    file = tmp_path / "image"
+    file.touch()
+    with file.open("r+b") as mine, open("/proc/self/status", "rb") as far:  # noqa: PTH123 - of the kernel
+        mine_is, far_is = (f"/proc/{os.getpid()}/fd/{each.fileno()}" for each in (mine, far))
+        wanted, there = key(file), os.fstat(far.fileno())
+        monkeypatch.setattr("qmpsnap.run.mounts._REMOTE", re.compile("proc"))
+        monkeypatch.setattr("os.stat", observed)
+        for find in (writers, users):
+            asked.clear()
+            assert {*find([wanted])} == {wanted}
+            assert (mine_is in asked, far_is in asked) == (True, False)
+        assert {*users([(there.st_dev, there.st_ino)])} == {(there.st_dev, there.st_ino)}
 
 
 def test_loops_tells_files_that_a_loop_device_writes_to(tmp_path):
