@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from qmpsnap.model.hints import qmp_words
+from qmpsnap.model.keeper import Keeper, KeptFor, ending
 from qmpsnap.plan.diagnosis.facts import Case, Facts
 
 
@@ -123,18 +124,19 @@ def keeper_left(facts: Facts) -> Iterator[Case]:
 
 def keeper_gone(facts: Facts) -> Iterator[Case]:
     """An image that shows that a layer is needed by a template or a clone, which is not there any more."""
+    together: dict[tuple[KeptFor, str], dict[str, Keeper]] = {}
     for file, keeper in facts.files.keepers.items():
         if keeper.state == "gone":
-            template = keeper.owner.kind == "template"
-            yield Case(
-                file,
-                f"a commit into {keeper.layer or 'its layer'} would be refused for {keeper.owner}, which is "
-                "not there",
-                ("qmpsnap", "template", "--remove", keeper.owner.directory)
-                if template
-                else ("rm", "--", file),
-                "only if it was removed for good, and is not merely on storage that is absent now",
-            )
+            together.setdefault((keeper.owner, ending(file)), {})[file] = keeper
+    for (owner, _), keepers in together.items():
+        file = next(iter(keepers))
+        layers = ", ".join(keeper.layer or "its layer" for keeper in keepers.values())
+        yield Case(
+            file,
+            f"a commit into {layers} would be refused for {owner}, which is not there",
+            ("qmpsnap", "template", "--remove", file),  # it removes those that were created with it, too
+            "only if it was removed for good, and is not merely on storage that is absent now",
+        )
 
 
 def record_unreadable(facts: Facts) -> Iterator[Case]:

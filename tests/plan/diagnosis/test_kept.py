@@ -10,6 +10,7 @@ from qmpsnap.model.graph import Bitmap, Graph
 from qmpsnap.model.keeper import Keeper, KeeperState, KeptFor
 from qmpsnap.model.moments import Moment, MomentPart, Moments
 from qmpsnap.model.record import MomentRecord
+from qmpsnap.plan.diagnosis.rules import diagnose
 from qmpsnap.testing.drawing import graph
 from tests.each import each
 from tests.model.records import STATE, TIME
@@ -104,8 +105,8 @@ def test_a_record_that_cannot_be_read_is_named() -> None:
     ("state", "kind", "code", "remedy"),
     [
         ("left", "fork", "keeper-left", ("rm", "--", KEEPER)),
-        ("gone", "template", "keeper-gone", ("qmpsnap", "template", "--remove", "/srv/web")),
-        ("gone", "clone", "keeper-gone", ("rm", "--", KEEPER)),
+        ("gone", "template", "keeper-gone", ("qmpsnap", "template", "--remove", KEEPER)),
+        ("gone", "clone", "keeper-gone", ("qmpsnap", "template", "--remove", KEEPER)),
     ],
 )
 def test_an_image_that_shows_a_need_that_is_gone_is_removed(
@@ -117,3 +118,22 @@ def test_an_image_that_shows_a_need_that_is_gone_is_removed(
     found = only(facts(files=kept(state)))
     assert (found.code, found.subject, found.remedy) == (code, KEEPER, remedy)
     assert codes(facts(files=kept("needed"))) == []
+
+
+def test_images_that_were_created_together_are_removed_together() -> None:
+    def at(name: str) -> str:
+        return f"/images/{name}.template.qcow2"
+
+    first, other = KeptFor("template", "/srv/web"), KeptFor("template", "/srv/db")
+    keepers = {
+        at("base.web-0a1b2c3d"): Keeper(first, "gone", BASE),
+        at("s1.web-0a1b2c3d"): Keeper(first, "gone", S1),
+        at("base.web-11111111"): Keeper(first, "gone", BASE),
+        at("base.db-0a1b2c3d"): Keeper(other, "gone", ""),
+    }
+    found = diagnose(facts(files=Files(shared=True, keepers=Frozen(keepers))))
+    assert [(one.subject, one.cause.partition(" would be")[0]) for one in found] == [
+        (at("base.web-0a1b2c3d"), f"a commit into {BASE}, {S1}"),
+        (at("base.web-11111111"), f"a commit into {BASE}"),
+        (at("base.db-0a1b2c3d"), "a commit into its layer"),
+    ]
