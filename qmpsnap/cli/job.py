@@ -132,14 +132,14 @@ def wait(job_id: str, *, foreign: bool) -> None:
     Ctrl-C leaves it running.
     """
     app = current_app()
-    if app.picture and parse_job_id(job_id) is None:
-        raise click.UsageError(
-            "--picture shows an operation of qmpsnap; another client's job is only waited for"
-        )
 
     async def work(vm: VM, signals: Signals) -> Plan | Done | Job:
         found = await _full_id(vm, job_id)
         if parse_job_id(found) is None:
+            if app.picture:
+                raise click.UsageError(
+                    "--picture shows operations of qmpsnap; another's job is only waited for"
+                )
             reach = vm.jobs.get if app.dry_run else vm.jobs.wait
             return await reach(found, foreign=foreign)
         plan = await vm.jobs.plan(found)

@@ -186,11 +186,15 @@ def test_job_wait_shows_a_picture_of_an_operation_of_ours_alone(machine, server,
         created="2024-01-01T00:00:00+00:00",
         chains={"vda": (active, base)},
         after={"vda": (active,)},
-        stages=stages(streaming(OURS, above=active, base=None)),
+        stages=stages(
+            streaming(OURS, above=active, base=None),
+            tidy=(finish_record(str(tmp_path / "base.qmpsnap"), (OURS,)),),
+        ),
     )
     (tmp_path / "base.qmpsnap").mkdir()
     (tmp_path / "base.qmpsnap" / record.file_name).write_text(to_json(record))
-    drawn = machine("--shared-fs", "yes", "job", "wait", OURS, "-n", "--picture", "mermaid")
-    assert (drawn.code, drawn.out[:9]) == (0, "flowchart"), drawn
+    for typed in (OURS, "qmp"):
+        drawn = machine("--shared-fs", "yes", "job", "wait", typed, "-n", "--picture", "mermaid")
+        assert (drawn.code, drawn.out[:9]) == (0, "flowchart"), drawn
     refused = machine("job", "wait", "theirs", "-n", "--picture", "svg")
-    assert (refused.code, "another client's job is only waited for" in refused.err) == (2, True)
+    assert (refused.code, "another's job is only waited for" in refused.err) == (2, True)
