@@ -93,7 +93,7 @@ def _soon() -> Iterator[None]:
         raise TimeoutError("something waited for what was planted")
 
     before = signal.signal(signal.SIGALRM, late)
-    signal.alarm(10)
+    signal.alarm(60)
     yield
     signal.alarm(0)
     signal.signal(signal.SIGALRM, before)
