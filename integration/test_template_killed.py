@@ -15,7 +15,7 @@ from integration.states import status
 from integration.test_kill import orders
 from qmpsnap.errors import ConnectFailed, LinkLost, NotFound
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(300)
 
 
 def directories(place):
