@@ -16,11 +16,10 @@ from typing import Self
 import anyio
 from msgspec.structs import replace
 
-from qmpsnap.errors import Changed, CommandFailed, JobFailed, JobPaused, LinkLost
+from qmpsnap.errors import Changed, JobFailed, JobPaused, LinkLost
 from qmpsnap.model.job import ENDED, STAYS, IoStatus, Job, JobStatus
 from qmpsnap.model.parse_jobs import JobEvent, parse_jobs
 from qmpsnap.model.qapi import heard
-from qmpsnap.run.machine import is_preconfig
 from qmpsnap.run.progress import Meter, Progress
 from qmpsnap.run.session import Session
 from qmpsnap.run.session.event import Event
@@ -67,12 +66,7 @@ class JobMonitor:
             Malformed: When the answer is not what the schema promises.
         """
         heard = self._heard
-        try:
-            found = parse_jobs(*await self._session.ask(("query-jobs", {}), ("query-block-jobs", {})))
-        except CommandFailed as error:
-            if not is_preconfig(error):
-                raise
-            found = ()  # nor could there be any
+        found = parse_jobs(*await self._session.ask(("query-jobs", {}), ("query-block-jobs", {})))
         self._none = None if found else heard
         return found
 
