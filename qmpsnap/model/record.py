@@ -292,14 +292,6 @@ class MomentRecord(FrozenStruct, frozen=True, tag_field="kind", tag="moment"):
         """Files that the moment of a disk is read from, as far as they were written down; newest first."""
         return self.chains.get(disk, ()) or (self.covered[disk],)
 
-    def stands_on(self, other: MomentRecord) -> bool:
-        """Whether a chain of this moment passes through an overlay that began at the other."""
-        return any(
-            file in other.goes_on(disk)
-            for disk, covered in self.covered.items()
-            for file in (covered, *self.chains.get(disk, ()))
-        )
-
     @property
     def file_name(self) -> str:
         """Last part of the path under which the record is kept.
