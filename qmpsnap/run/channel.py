@@ -92,7 +92,11 @@ def listener(path: str) -> Iterator[socket.socket | None]:
             sock.bind(path)
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
-                raise TargetExists(f"{path!r} exists", file=path) from error
+                raise TargetExists(
+                    f"{path!r} exists",
+                    file=path,
+                    hint="choose another path, or remove it if nobody listens there any more",
+                ) from error
             raise InvalidTarget(f"cannot create the socket {path!r}: {error.strerror}", file=path) from error
         inode = os.stat(path).st_ino
         try:

@@ -20,13 +20,13 @@ import asyncio
 import json
 import os
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import Any
 
-from qmpsnap.errors import InvalidTarget
 from qmpsnap.model.arguments import number
 from qmpsnap.model.secrets import mask_secrets
 from qmpsnap.model.session_record import Entry, SessionRecord, read_record
+from qmpsnap.run.channel import listener
 from qmpsnap.run.os_errors import unusable
 from qmpsnap.run.paths import absolute
 from qmpsnap.run.safe_open import open_file
@@ -216,13 +216,14 @@ async def replay(
 
     Args:
         file: The record, made by `record=` or `--record`.
-        path: The socket to create.
+        path: The socket to create, for this user only.
         patience: Seconds to wait for an expected command while another one, sent at the same time, came
             first.
 
     Raises:
         InvalidTarget: When the file cannot be read, is not a record, or has an invalid line; when the socket
             cannot be created.
+        TargetExists: When there is anything at the socket's path.
     """
     name, place = absolute("file", file), absolute("path", path)
     try:
@@ -231,17 +232,13 @@ async def replay(
     except OSError as error:
         raise unusable(name, error, "open") from error
     server = Replay(place, read_record(data, file=name), number("patience", patience))
-    try:
-        listener = await asyncio.start_unix_server(server.serve_client, place, limit=64 * 1024 * 1024)
-    except OSError as error:
-        raise InvalidTarget(f"cannot listen on {place!r}: {error.strerror or error}", file=place) from error
-    try:
-        yield server
-    finally:
-        listener.close()
-        await settled(asyncio.create_task(server.end()))
-        with suppress(OSError):
-            os.unlink(place)  # noqa: PTH108 - asyncio leaves it
+    with listener(place) as sock:  # asyncio would replace a socket that exists, even a QEMU's
+        serving = await asyncio.start_unix_server(server.serve_client, sock=sock, limit=64 * 1024 * 1024)
+        try:
+            yield server
+        finally:
+            serving.close()
+            await settled(asyncio.create_task(server.end()))
 
 
 def _key(message: dict[str, Any]) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from qmpsnap.errors import CommandFailed, ConnectFailed, InvalidTarget, LinkLost
+from qmpsnap.errors import CommandFailed, ConnectFailed, InvalidTarget, LinkLost, TargetExists
 from qmpsnap.run.session import connect, recording
 from qmpsnap.testing.replay import replay
 from qmpsnap.testing.server import Emit, Return, serve
@@ -128,6 +128,15 @@ async def test_replay_bears_clients_that_send_no_qmp(record, tmp_path):
     assert not (tmp_path / "s").exists()
 
 
+async def test_replay_leaves_a_socket_alone_that_is_there_already(record, tmp_path):
+    async with serve(str(tmp_path / "s")) as qemu:
+        with pytest.raises(TargetExists, match="exists"):
+            async with replay(record, tmp_path / "s"):
+                pytest.fail("served")
+        async with connect(qemu.path) as session:
+            assert await session.query("query-commands") == []
+
+
 async def test_replay_refuses_what_is_no_record_or_cannot_be_read(record, tmp_path):
     (tmp_path / "text").write_text("hello")
     os.mkfifo(tmp_path / "fifo")
@@ -135,6 +144,6 @@ async def test_replay_refuses_what_is_no_record_or_cannot_be_read(record, tmp_pa
         with pytest.raises(InvalidTarget):
             async with replay(tmp_path / file, tmp_path / "s"):
                 pytest.fail("served")
-    with pytest.raises(InvalidTarget, match="cannot listen"):
+    with pytest.raises(InvalidTarget, match="cannot create the socket"):
         async with replay(record, tmp_path / "none" / "s"):
             pytest.fail("served")

@@ -37,8 +37,7 @@ class Replays:
             record: Its path.
 
         Raises:
-            InvalidTarget: When it cannot be read, or is not a record.
-            Malformed: When a line of it is invalid.
+            InvalidTarget: When it cannot be read, is not a record, or has an invalid line.
         """
         path = self._place / f"{len(self._served)}.sock"
         served = self._portal.wrap_async_context_manager(replay(self._folder / record, path))
