@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pytest
 
+from integration.cli import Cli
 from integration.known_images import KIB, QEMUS
 from integration.machines import blockdev, traced, wait_for
 from integration.states import status
@@ -136,6 +137,17 @@ async def test_each_operation_in_a_run_state(machine, images, tmp_path, state):
         for number, operation in enumerate(OPERATIONS)
     }
     assert found == TABLE[state]
+
+
+def test_a_machine_that_is_not_created_yet_is_created_by_the_printed_command(machine):
+    with machine(extra=("-preconfig",)) as running:
+        command = Cli(running)
+        said = command("status").out.splitlines()
+        assert (said[0], said[-1]) == ("preconfig", "  next: qmpsnap qmp x-exit-preconfig")
+        assert [command(verb).code for verb in ("jobs", "chain", "doctor")] == [0, 0, 0]
+        assert command("cont").code == 3
+        assert command(*said[-1].split()[2:]).code == 0
+        assert command("status").out.splitlines()[0] == status(running) == "prelaunch"
 
 
 async def test_a_real_guest_that_sleeps_wakes_after_a_snapshot(qemu, tmp_path):

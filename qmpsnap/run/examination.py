@@ -100,7 +100,7 @@ async def _machine(target: Target, planning: Planning, agent: str) -> Facts:
         exported=await _exported(target) if covered(graph) else frozenset(),
         status=status,
         io_status=await _io_status(target, status),
-        blocked=await _blocked(target) if status is not None else (),
+        blocked=await _blocked(target) if status is not None and status.state != "preconfig" else (),
         room=files.room,
         read_only=files.read_only,
         missing=files.missing,

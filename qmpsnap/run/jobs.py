@@ -16,10 +16,11 @@ from typing import Self
 import anyio
 from msgspec.structs import replace
 
-from qmpsnap.errors import Changed, JobFailed, JobPaused, LinkLost
+from qmpsnap.errors import Changed, CommandFailed, JobFailed, JobPaused, LinkLost
 from qmpsnap.model.job import ENDED, STAYS, IoStatus, Job, JobStatus
 from qmpsnap.model.parse_jobs import JobEvent, parse_jobs
 from qmpsnap.model.qapi import heard
+from qmpsnap.run.machine import is_preconfig
 from qmpsnap.run.progress import Meter, Progress
 from qmpsnap.run.session import Session
 from qmpsnap.run.session.event import Event
@@ -66,7 +67,12 @@ class JobMonitor:
             Malformed: When the answer is not what the schema promises.
         """
         heard = self._heard
-        found = parse_jobs(*await self._session.ask(("query-jobs", {}), ("query-block-jobs", {})))
+        try:
+            found = parse_jobs(*await self._session.ask(("query-jobs", {}), ("query-block-jobs", {})))
+        except CommandFailed as error:
+            if not is_preconfig(error):
+                raise
+            found = ()  # nor could there be any
         self._none = None if found else heard
         return found
 

@@ -69,7 +69,20 @@ async def read_machine(session: Session, graph: Graph, build: Build) -> Machine:
 
 async def read_status(session: Session) -> Status:
     """Whether the machine runs, and whether it migrates. QAPI: query-status, query-migrate."""
-    return parse_status(*await session.ask(("query-status", {}), ("query-migrate", {})))
+    try:
+        return parse_status(*await session.ask(("query-status", {}), ("query-migrate", {})))
+    except CommandFailed as error:
+        if not is_preconfig(error):
+            raise
+        return Status("preconfig", running=False)
+
+
+def is_preconfig(error: CommandFailed) -> bool:
+    """Whether QEMU refused a command because it waits for `x-exit-preconfig`, and has no machine yet.
+
+    The run state does not tell: it is "prelaunch" on 7.2, 10.0 and 11.1. QEMU's text: qapi/qmp-dispatch.c.
+    """
+    return "permitted only after machine initialization" in error.desc
 
 
 async def run_state(session: Session) -> str:

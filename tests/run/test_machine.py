@@ -6,14 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from qmpsnap.errors import LinkLost, Malformed
+from qmpsnap.errors import CommandFailed, LinkLost, Malformed
+from qmpsnap.model.machine import Status
 from qmpsnap.model.parse_machine import BUILD_QUERIES, MACHINE_QUERIES, parse_build, parse_machine
 from qmpsnap.run import session as sessions
 from qmpsnap.run.descriptors import identity
 from qmpsnap.run.guest import LiveGuest
-from qmpsnap.run.machine import read_build, read_machine, run_state
+from qmpsnap.run.jobs import JobMonitor
+from qmpsnap.run.machine import read_build, read_machine, read_status, run_state
 from qmpsnap.testing.drawing import graph
-from qmpsnap.testing.server import Hangup, Return
+from qmpsnap.testing.server import Fail, Hangup, Return
 
 if TYPE_CHECKING:
     from qmpsnap.model.machine import Machine
@@ -106,6 +108,24 @@ async def test_guest_asks_once_for_what_cannot_change(server: QmpServer) -> None
     assert first == second
     counts = {name: server.commands.count(name) for name in ("query-version", "query-kvm", "query-status")}
     assert counts == {"query-version": 1, "query-kvm": 1, "query-status": 2}
+
+
+async def test_machine_that_is_not_created_yet_is_in_preconfig_and_has_no_jobs(server: QmpServer) -> None:
+    early = "is permitted only after machine initialization has completed"
+    server.answer("query-status", Return({"status": "prelaunch", "running": False}))
+    server.answer("query-block-jobs", Return([]))
+    for command in ("query-migrate", "query-jobs"):
+        server.answer(command, Fail(f"The command '{command}' {early}"))
+    async with sessions.connect(server.path) as session:
+        assert await read_status(session) == Status("preconfig", running=False)
+        async with JobMonitor(session) as monitor:
+            assert monitor.found == ()
+        for command in ("query-migrate", "query-jobs"):
+            server.answer(command, Fail("no"))
+        with pytest.raises(CommandFailed, match="refused 'query-migrate': no"):
+            await read_status(session)
+        with pytest.raises(CommandFailed, match="refused 'query-jobs': no"):
+            await JobMonitor(session).jobs()
 
 
 async def test_run_state_is_qemus_word(server: QmpServer) -> None:
