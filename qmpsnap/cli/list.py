@@ -50,7 +50,8 @@ def list_(form: str) -> None:
     listing, warnings = run(work, looks=True)
     to_stderr(*(f"warning: {printable(warning)}" for warning in warnings))
     to_stderr(*(f"warning: not read: {printable(problem)}" for problem in listing.unreadable))
-    if not listing.records_seen:
+    unseen = not listing.records_seen and bool(listing.current)  # without a medium there is no file to see
+    if unseen:
         to_stderr("warning: QEMU's files are not visible from here, so external snapshots are not known")
     if current_app().json:
         moments = [{**moment.to_json(), **_state_json(moment)} for moment in listing.moments]
@@ -69,7 +70,7 @@ def list_(form: str) -> None:
         for disk, name in listing.current.items()
         if name
     ]
-    lines = lines or [f"no snapshots or checkpoints{'' if listing.records_seen else ' are known'}"]
+    lines = lines or [f"no snapshots or checkpoints{' are known' if unseen else ''}"]
     lines += _tree(listing.tree)
     for file in listing.unneeded:
         lines += [

@@ -42,8 +42,10 @@ def test_list_says_when_there_are_none(machine):
     assert machine("--shared-fs", "yes", "list") == (0, "no snapshots or checkpoints\n", "")
 
 
-def test_list_says_that_none_are_known_when_files_are_not_visible(machine):
+def test_list_says_that_none_are_known_when_files_are_not_visible(machine, server):
+    assert machine("--shared-fs", "no", "list") == (0, "no snapshots or checkpoints\n", "")  # of no disks
     warning = "warning: QEMU's files are not visible from here, so external snapshots are not known\n"
+    disks(server, vda=("/d/a.qcow2",))
     assert machine("--shared-fs", "no", "list") == (0, "no snapshots or checkpoints are known\n", warning)
 
 
