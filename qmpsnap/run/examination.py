@@ -57,7 +57,7 @@ async def diagnose(target: Target, planning: Planning, *, agent: str = "") -> tu
 
 
 async def diagnose_monitor(address: str) -> tuple[Finding, ...]:
-    """Why a monitor does not greet; nothing if nobody listens there.
+    """Why a monitor does not greet; nothing if nobody listens there, or if it is no QMP monitor.
 
     Args:
         address: Its path, or "tcp:HOST:PORT".

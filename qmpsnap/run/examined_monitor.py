@@ -19,21 +19,32 @@ def examine_monitor(address: str) -> Monitor | None:
         address: Its path, or tcp:HOST:PORT.
 
     Returns:
-        What is known; None if nobody listens there.
+        What is known; None if nobody listens there, or what listens there speaks another language.
     """
     host, _, port = address.removeprefix("tcp:").rpartition(":")
     by_tcp = address.startswith("tcp:")
     try:
         if by_tcp:
-            socket.create_connection((host, int(port)), _LIMIT).close()
-            return Monitor(address, tcp_clients_of(int(port)))
+            with socket.create_connection((host, int(port)), _LIMIT) as ours:
+                return None if _is_other(ours) else Monitor(address, tcp_clients_of(int(port)))
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as ours:
             ours.settimeout(_LIMIT)
             ours.connect(address)
             pid = peer_of(ours, None).pid
+            if _is_other(ours):
+                return None
     except BlockingIOError:  # others wait for the monitor as well
         pid = None
     except (OSError, ValueError):
         return None
     stopped = host_process(pid) if pid is not None and is_stopped(pid) else None
     return Monitor(address, clients_of(address), stopped)
+
+
+def _is_other(ours: socket.socket) -> bool:
+    """Whether what the other side has sent is no greeting of QMP's: a human monitor, VNC, a console."""
+    try:
+        said = ours.recv(1)
+    except OSError:  # also: nothing in time
+        return False
+    return said not in {b"", b"{"}

@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 from typing import TYPE_CHECKING
+
+import pytest
 
 from qmpsnap.run.examined_monitor import examine_monitor
 
@@ -27,6 +30,30 @@ def test_who_is_connected_is_known(tmp_path: Path) -> None:
         assert held is not None
         assert held.clients is not None
         assert [one.pid for one in held.clients if not isinstance(one, str)] == [os.getpid()]
+
+
+@pytest.mark.parametrize(
+    ("said", "is_monitor"),
+    [(b"QEMU 10.0.2 monitor\r\n(qemu) ", False), (b'{"QMP": {}}\r\n', True), (b"", True)],
+)
+def test_what_does_not_speak_qmp_is_no_monitor(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, said: bytes, *, is_monitor: bool
+) -> None:
+    monkeypatch.setattr("qmpsnap.run.examined_monitor._LIMIT", 30)  # it speaks, or ends, before that
+    path = f"{tmp_path}/hmp"
+    with socket.socket(socket.AF_UNIX) as local, socket.create_server(("127.0.0.1", 0)) as remote:
+        local.bind(path)
+        local.listen()
+        for server, address in ((local, path), (remote, f"tcp:127.0.0.1:{remote.getsockname()[1]}")):
+            speaker = threading.Thread(target=_accept, args=(server, said))
+            speaker.start()
+            assert (examine_monitor(address) is not None) is is_monitor, address
+            speaker.join()
+
+
+def _accept(server: socket.socket, said: bytes) -> None:
+    with server.accept()[0] as client:
+        client.sendall(said)
 
 
 def test_a_tcp_port_without_a_listener_is_nothing() -> None:

@@ -37,5 +37,6 @@ def monitor_silent(facts: Facts) -> Iterator[Case]:
         yield Case(
             seen.address,
             "it does not greet, and no other client is known to be connected: QEMU is busy, or hangs",
-            advice="try again in a while: a save of VM state, or storage that does not answer, holds QEMU",
+            advice="try again in a while: a save of VM state, or storage that does not answer, holds QEMU; "
+            "if it is no monitor at all, but a serial port for example, qmpsnap ps lists the monitors",
         )
