@@ -8,7 +8,7 @@ QEMU itself was killed, a checkpoint may be on only some of its disks.
 from __future__ import annotations
 
 from qmpsnap.model.graph import Disk
-from qmpsnap.model.hints import LOAD_FAILED
+from qmpsnap.model.hints import LOAD_FAILED, command
 from qmpsnap.model.job import ENDED, Job, JobId
 from qmpsnap.model.machine import FOR_A_LOAD
 from qmpsnap.model.record import IntentRecord
@@ -101,7 +101,7 @@ def _checkpoint(record: IntentRecord, scene: Scene) -> Plan:
         note = (
             f"checkpoint {record.name!r} is on {', '.join(disk.name for disk in having)}; it is not "
             f"known whether it is complete, for {others} is missing, or is on another layer. It was kept; to "
-            f"delete it: qmpsnap delete {record.name}"
+            f"delete it: {command('delete', record.name)}"
         )
         return _plan(record.op, disks, scene, _finish(record), notes=(note,))
     note = f"checkpoint {record.name!r} was not taken"

@@ -144,10 +144,12 @@ def test_resume_of_a_job_that_nobody_wrote_down_is_to_dismiss_it(kind: str) -> N
 
 @pytest.mark.parametrize("now", ["base <- s2*", ""])
 def test_resume_of_a_checkpoint_leaves_it_where_a_disk_is_not_as_it_was(now: str) -> None:
-    of = graph(disk("vda", MADE), *([chain(now, name="vdb")] if now else []))
-    plan = rested(SAVED, of)
+    of = graph(disk("vda", replace(MADE, name="a b")), *([chain(now, name="vdb")] if now else []))
+    plan = rested(replace(SAVED, name="a b"), of)
     assert plan.steps == (finish_record(STATE, (SAVE_ID,)),)
-    assert "vdb is missing, or is on another layer. It was kept" in plan.notes[0]
+    assert plan.notes[0].endswith(
+        "vdb is missing, or is on another layer. It was kept; to delete it: qmpsnap delete 'a b'"
+    )
 
 
 @pytest.mark.parametrize("process", ["", "2:2"])

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import posixpath
+import shlex
 from collections.abc import Iterator
 from itertools import pairwise
 
 from qmpsnap.model.files import FileFact
 from qmpsnap.model.header import is_plain_name
+from qmpsnap.model.hints import quoted
 from qmpsnap.plan.diagnosis.facts import Case, Facts
 
 _SUFFIX = ".qcow2"
@@ -36,7 +38,7 @@ def backing_missing(facts: Facts) -> Iterator[Case]:
                     cause,
                     advice=broken.hint
                     or "move the file back, or give its new place: qemu-img rebase -u -f qcow2 "
-                    f"-b NEW -F {form or 'FORMAT'} {above}",
+                    f"-b NEW -F {form or 'FORMAT'} {quoted(above)}",
                 )
 
 
@@ -58,7 +60,7 @@ def format_unknown(facts: Facts) -> Iterator[Case]:
                     above,
                     cause,
                     advice=f"{file} has a qcow2 header, which a guest may have written. If it was made as "
-                    f"qcow2: qemu-img rebase -u -f qcow2 -b {file} -F qcow2 {above}; else with -F raw",
+                    f"qcow2: {shlex.join(rebased(above, file, 'qcow2'))}; else with -F raw",
                 )
 
 

@@ -49,6 +49,16 @@ def test_a_format_is_recorded_if_it_is_certain(backing: str, known: FileFact, fo
     assert found.remedy == (words if form else ())
 
 
+def test_commands_in_advice_are_quoted() -> None:
+    top, low = "/new/a top.qcow2", "/old/low; reboot"  # the header's word
+    found = found_in((top, fact(top, low)), (low, QCOW2))
+    assert found.advice.endswith(
+        "qemu-img rebase -u -f qcow2 -b '/old/low; reboot' -F qcow2 '/new/a top.qcow2'; else with -F raw"
+    )
+    found = found_in((top, fact(top, low, "raw")), (low, FileFact("missing")))
+    assert found.advice.endswith("qemu-img rebase -u -f qcow2 -b NEW -F raw '/new/a top.qcow2'")
+
+
 def test_a_raw_image_that_is_called_qcow2_is_called_raw() -> None:
     found = found_in((TOP, fact(TOP, "low", "qcow2")), ("/new/low", RAW))
     assert (found.code, found.remedy[-3:]) == ("format-wrong", ("-F", "raw", TOP))
