@@ -157,7 +157,7 @@ class VM:
         graph = await self.graph()
         chosen = [find_disk(graph, disk).name for disk in names]
         jobs = await self.jobs.list()
-        places = await self.jobs.places() if jobs else {}
+        places = await self.jobs.places(graph) if jobs else {}
         records = await self.jobs.interrupted(graph, live=True)
         invalid = [file for record in records for file in record.invalid]
         return picture_of_machine(graph, jobs, places, invalid=invalid, disks=chosen)

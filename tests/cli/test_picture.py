@@ -33,6 +33,15 @@ def test_chain_draws_one_disk_in_other_languages(machine, server, form, begins):
     assert ("b.qcow2" in text, "top.qcow2" in text) == (True, False)
 
 
+def test_a_picture_with_a_job_reads_the_graph_once(machine, server):
+    disks(server, vda=(TOP, BASE))
+    job = {"id": "j", "type": "stream", "status": "running", "current-progress": 1, "total-progress": 100}
+    server.answer("query-jobs", Return([job]))
+    server.answer("query-block-jobs", Return([]))
+    assert "j" in texts(machine("chain", "--format", "svg").out)
+    assert server.commands.count("query-named-block-nodes") == 1
+
+
 def test_chain_as_a_tree_is_what_it_prints_without_the_option(machine, server):
     disks(server, vda=(TOP, BASE))
     assert machine("chain", "--format", "tree") == machine("chain")
