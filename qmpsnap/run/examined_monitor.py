@@ -6,7 +6,7 @@ import socket
 
 from qmpsnap.plan.diagnosis.facts import Monitor
 from qmpsnap.run.proc import host_process, is_stopped
-from qmpsnap.run.session.dial import peer_of
+from qmpsnap.run.session.dial import peer_of, tcp_place
 from qmpsnap.run.sockets import clients_of, tcp_clients_of
 
 _LIMIT = 0.5  # seconds; whoever listens need not answer
@@ -21,12 +21,11 @@ def examine_monitor(address: str) -> Monitor | None:
     Returns:
         What is known; None if nobody listens there, or what listens there speaks another language.
     """
-    host, _, port = address.removeprefix("tcp:").rpartition(":")
-    by_tcp = address.startswith("tcp:")
+    place = tcp_place(address) if address.startswith("tcp:") else None
     try:
-        if by_tcp:
-            with socket.create_connection((host, int(port)), _LIMIT) as ours:
-                return None if _is_other(ours) else Monitor(address, tcp_clients_of(int(port)))
+        if place is not None:
+            with socket.create_connection(place, _LIMIT) as ours:
+                return None if _is_other(ours) else Monitor(address, tcp_clients_of(place[1]))
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as ours:
             ours.settimeout(_LIMIT)
             ours.connect(address)

@@ -61,3 +61,11 @@ def test_a_tcp_port_without_a_listener_is_nothing() -> None:
         taken.bind(("127.0.0.1", 0))
         assert examine_monitor(f"tcp:127.0.0.1:{taken.getsockname()[1]}") is None
     assert examine_monitor("tcp:127.0.0.1:none") is None
+
+
+def test_the_brackets_of_an_address_are_no_part_of_the_host() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"tcp:[127.0.0.1]:{server.getsockname()[1]}"
+        found = examine_monitor(address)
+    assert found is not None
+    assert found.address == address

@@ -66,11 +66,19 @@ async def dial(address: Address) -> socket.socket:
     if isinstance(address, tuple):
         return await _dial_tcp(address[0], address[1])
     if address.startswith("tcp:"):
-        host, _, port = address.removeprefix("tcp:").rpartition(":")
-        if not host or not port.isdecimal() or int(port) > _LAST_PORT:
+        place = tcp_place(address)
+        if place is None:
             raise ConnectFailed(f"{address!r} is not an address of the form 'tcp:HOST:PORT'")
-        return await _dial_tcp(host.removeprefix("[").removesuffix("]"), int(port))
+        return await _dial_tcp(*place)
     return await _dial_unix(address)
+
+
+def tcp_place(address: str) -> tuple[str, int] | None:
+    """The host, without IPv6's brackets, and the port of "tcp:HOST:PORT"; None if it is no such address."""
+    host, _, port = address.removeprefix("tcp:").rpartition(":")
+    if not host or not port.isdecimal() or int(port) > _LAST_PORT:
+        return None
+    return host.removeprefix("[").removesuffix("]"), int(port)
 
 
 def peer_of(sock: object, pid: int | None) -> Peer:
