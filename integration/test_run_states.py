@@ -5,6 +5,8 @@ The same table is in docs/explanation/qemu.md. A guest that sleeps can be woken 
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from integration.cli import Cli
@@ -156,7 +158,10 @@ async def test_a_real_guest_that_sleeps_wakes_after_a_snapshot(qemu, tmp_path):
         booted(qemu, tmp_path, {"vda": file}) as (vm, client),
         open_guest(tmp_path / "first.port") as guest,
     ):
-        await guest.run("(usleep 200000; echo mem > /sys/power/state) > /dev/null 2>&1 &")
+        # On a busy host the guest sleeps before it has answered; then it answers when it is awake.
+        answer = asyncio.create_task(
+            guest.run("(usleep 200000; echo mem > /sys/power/state) > /dev/null 2>&1 &")
+        )
         await until_status(client, "suspended")
         await vm.snapshot("n1")
         for mode in ("stop", "in-place"):
@@ -166,4 +171,5 @@ async def test_a_real_guest_that_sleeps_wakes_after_a_snapshot(qemu, tmp_path):
         assert (await client.execute("query-status"))["status"] == "suspended"
         await client.execute("system_wakeup")
         await until_status(client, "running")
+        await answer
         assert await guest.run("echo awake") == "awake"
