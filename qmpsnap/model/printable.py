@@ -6,6 +6,8 @@ import re
 import shlex
 from collections.abc import Iterable
 
+from qmpsnap.model.secrets import without_passwords
+
 
 def printable(text: str) -> str:
     """Return the text on one line, with control characters, newlines included, escaped.
@@ -47,7 +49,7 @@ _URL = re.compile(r"(://[^/@:\s]*:)[^/@\s]+@")  # a user's password in a URL
 def masked(text: str) -> str:
     """The same text, with stars in place of possible secrets; rather too many than too few."""
     text = _JSON.sub(rf'\1"{_MASK}"', text)
-    text = _URL.sub(rf"\1{_MASK}@", text)
+    text = without_passwords(_URL.sub(rf"\1{_MASK}@", text))
     return text if text.lstrip().startswith("{") else _OPTION.sub(rf"\1{_MASK}", text)
 
 
