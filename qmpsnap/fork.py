@@ -124,6 +124,8 @@ class _Fork(Generic[M]):
 
     async def _live(self, number: int, views: Sequence[DiskView], memory: GuestMemory) -> None:
         """Start a child, and keep it until all end; if it fails, only its own result says so."""
+        if self._over.is_set():  # the template failed before this task began
+            return
         try:
             async with AsyncExitStack() as stack:
                 with anyio.CancelScope() as scope:

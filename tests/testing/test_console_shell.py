@@ -31,7 +31,8 @@ async def _drop(item: bytes) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _quick(monkeypatch):
+def _quick(monkeypatch, tmp_path):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # a shell that is killed leaves its file
     monkeypatch.setattr(console_shell, "_QUIET_S", 0.03)
     monkeypatch.setattr(console_shell, "_PANIC_S", 0.05)
 
