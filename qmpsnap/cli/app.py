@@ -172,8 +172,8 @@ def _shared_options(*, again: bool) -> list[click.Parameter]:
             metavar="DISK=IMAGE",
             multiple=True,
             type=ImageOption(),
-            help="A disk of a machine that is off, and its active image; goes before "
-            f"${SOCKET_VARIABLE}. May be repeated.",
+            help="A disk of a machine that is off, and its active image; then "
+            f"${SOCKET_VARIABLE} is ignored. May be repeated.",
         ),
         option(
             "--format",
