@@ -114,10 +114,11 @@ async def test_daemons_and_other_namespaces(qemu, tmp_path):
         f"{qemu.directory}/qemu-storage-daemon", "--blockdev", json.dumps(block), "--daemonize",
         "--pidfile", "block", "--chardev", "socket,id=c,path=d,server=on,wait=off", "--monitor", "c",
     ]  # fmt: skip
+    shells = {**os.environ, "PWD": str(tmp_path)}  # as a shell does; where QEMU was started, it has forgotten
     pids = {}
     try:
         for name, line in (("plain", plain), ("inside", elsewhere), ("block", daemon)):
-            done = subprocess.run(line, cwd=tmp_path, check=False, capture_output=True, text=True)
+            done = subprocess.run(line, cwd=tmp_path, env=shells, check=False, capture_output=True, text=True)
             if name == "inside" and done.returncode:
                 pytest.skip(f"only root can make namespaces: {done.stderr}")
             pids[name] = int((tmp_path / name).read_text())
