@@ -43,6 +43,9 @@ _IN_RBD = re.compile(r"(\brbd:[^\s\"]*?:key=)[^:\s\"]+")
 # The cookie of a node that QEMU names by json:, in a text or in a text within JSON.
 _COOKIE = re.compile(r'(\\*"cookie\\*":\s*\\*")[^"\\]+')
 
+PASSWORD_MARKS = (b"://", b":key=", b"cookie")
+"""Text without any of these has nothing that without_passwords() masks."""
+
 
 def mask_secrets(message: Mapping[str, Any]) -> dict[str, Any]:
     """Return a command with each secret replaced by the mask; to mask it again changes nothing.

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from qmpsnap.errors import TargetExists
-from qmpsnap.model.secrets import SessionSecrets, without_passwords
+from qmpsnap.model.secrets import PASSWORD_MARKS, SessionSecrets, without_passwords
 from qmpsnap.run.log import get_logger
 from qmpsnap.run.os_errors import reason, unusable
 from qmpsnap.run.safe_open import create_file
@@ -56,7 +56,7 @@ class Recorder:
         raw, shown = bytes(message).strip(), self._secrets.received(message)
         if shown is not message or not raw.isascii():
             raw = json.dumps(dict(shown)).encode()
-        if b"://" in raw or b"cookie" in raw:
+        if any(mark in raw for mark in PASSWORD_MARKS):
             raw = without_passwords(raw.decode()).encode()
         self._line(b"qemu", raw)
 

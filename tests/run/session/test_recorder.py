@@ -78,12 +78,14 @@ async def test_recording_masks_secrets_of_commands_and_of_replies(server, tmp_pa
     server.answer("object-add", Return())
     server.answer("qom-get", Return("hunter2"))
     server.answer("query-block", Return([{"file": "https://u:hunter2@h/d"}]))
+    server.answer("query-named-block-nodes", Return([{"file": "rbd:pool/image:id=u:key=hunter2"}]))
     server.answer("query-memory", Return("fr\N{LATIN SMALL LETTER E WITH ACUTE}\x9b"))
     with recording(file) as recorder:
         async with connect(server.path, recorder=recorder) as session:
             await session.change("object-add", {"qom-type": "secret", "id": "s", "data": "hunter2"})
             assert await session.query("qom-get", {"path": "/objects/s", "property": "data"}) == "hunter2"
             await session.query("query-block")
+            await session.query("query-named-block-nodes")
             await session.query("query-memory")
     text = Path(file).read_text()
     assert "hunter2" not in text
