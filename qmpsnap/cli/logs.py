@@ -53,7 +53,7 @@ class _Traffic(logging.Formatter):
 
     def __init__(self) -> None:
         super().__init__()
-        self._secrets: dict[str, SessionSecrets] = {}  # by logger: each connection has its own
+        self._secrets: dict[str, SessionSecrets] = {}  # by logger; all connections of ours share one
 
     def format(self, record: logging.LogRecord) -> str:
         text = str(record.args[0]) if isinstance(record.args, tuple) and record.args else ""

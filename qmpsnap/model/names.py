@@ -190,13 +190,10 @@ def state_directory_choices(base: str, files: Iterable[str]) -> tuple[str, ...]:
         files: The chain, from base to active: a directory beside each, then one named after each.
     """
     files = [file for file in files if file.startswith("/") and not is_device_path(file)]
-    places = [posixpath.dirname(file) for file in files]
+    places = dict.fromkeys(map(posixpath.dirname, files))
     name = fit_name(stem(base), _STATE)
-    beside = [posixpath.join(place, name) for place in dict.fromkeys(places)]
-    own = [
-        posixpath.join(place, fit_name(stem(file), _STATE)) for place, file in zip(places, files, strict=True)
-    ]
-    return tuple(dict.fromkeys((*beside, *own)))
+    beside = [posixpath.join(place, name) for place in places]
+    return tuple(dict.fromkeys((*beside, *map(state_directory, files))))
 
 
 def invalid_name(file: str, *, attempt: int = 1) -> str:
