@@ -40,96 +40,11 @@ longer holds its moment.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from enum import Enum
-from typing import TypedDict, Unpack
+from typing import ClassVar, Unpack
 
-
-class Changed(Enum):
-    """Whether anything changed, in the chains or in the bytes of any layer."""
-
-    NO = "no"
-    YES = "yes"
-    UNKNOWN = "unknown"
-
-
-class _Facts(TypedDict, total=False):
-    """Facts that any error may carry besides its message."""
-
-    changed: Changed
-    hint: str
-    invalid: Sequence[str]
-    left: Sequence[str]
-
-
-class QmpsnapError(Exception):
-    """Base of all errors; says whether anything changed and what to do next.
-
-    All of them can be copied and pickled, with every attribute. A traceback shows the hint.
-
-    Attributes:
-        changed: Whether the chains, or the layers' bytes, were changed.
-        hint: What to do next, or "".
-        invalid: Files that no longer hold their moment.
-        left: Files, nodes or jobs that stay behind, each with the command that removes it.
-        exit_code: Exit code of the command line.
-    """
-
-    exit_code = 1
-
-    def __init__(
-        self,
-        message: str,
-        *,
-        changed: Changed = Changed.NO,
-        hint: str = "",
-        invalid: Sequence[str] = (),
-        left: Sequence[str] = (),
-    ) -> None:
-        super().__init__(message)
-        self.message = message
-        self.changed = changed
-        self.hint = hint
-        self.invalid = tuple(invalid)
-        self.left = tuple(left)
-
-    @property
-    def hint(self) -> str:
-        """What to do next, or ""; also a note of the exception, so that a traceback shows it."""
-        return self._hint
-
-    @hint.setter
-    def hint(self, hint: str) -> None:
-        old = _NEXT + getattr(self, "_hint", "")
-        notes = [note for note in getattr(self, "__notes__", ()) if note != old]
-        self._hint = hint
-        self.__notes__ = [*notes, _NEXT + hint] if hint else notes
-
-    def to_json(self) -> dict[str, object]:
-        """The error as `--json` prints it: its class, the common attributes, and its own."""
-        first = {
-            "type": type(self).__name__,
-            "message": self.message,
-            "changed": self.changed.value,
-            "hint": self.hint,
-            "invalid": list(self.invalid),
-            "left": list(self.left),
-        }
-        more = {key: value for key, value in vars(self).items() if key[0] != "_" and key not in first}
-        if not isinstance(more.get("value"), str | int | float | None):
-            more["value"] = repr(more["value"])
-        return first | more
-
-    def __reduce__(self) -> tuple[object, ...]:
-        # The default calls the class with only the message, but most classes take more.
-        return _blank, (type(self), *self.args), dict(vars(self))
-
-
-_NEXT = "next: "
-
-
-def _blank(kind: type[QmpsnapError], *args: object) -> QmpsnapError:
-    """An error without attributes, which pickle and copy then restore."""
-    return kind.__new__(kind, *args)
+from qmpsnap.base_error import CHAINS_CHANGED, Facts
+from qmpsnap.base_error import Changed as Changed  # noqa: PLC0414 - exported here
+from qmpsnap.base_error import QmpsnapError as QmpsnapError  # noqa: PLC0414 - exported here
 
 
 class Refused(QmpsnapError):
@@ -315,7 +230,7 @@ class CommandFailed(TargetError):
         arguments: Mapping[str, object],
         qmp_class: str,
         desc: str,
-        **facts: Unpack[_Facts],
+        **facts: Unpack[Facts],
     ) -> None:
         super().__init__(message, **facts)
         self.command = command
@@ -327,7 +242,7 @@ class CommandFailed(TargetError):
 class JobFailed(TargetError):
     """A job ended with an error, or was cancelled by another client."""
 
-    def __init__(self, message: str, *, job_id: str, error: str, **facts: Unpack[_Facts]) -> None:
+    def __init__(self, message: str, *, job_id: str, error: str, **facts: Unpack[Facts]) -> None:
         super().__init__(message, **facts)
         self.job_id = job_id
         self.error = error
@@ -336,7 +251,7 @@ class JobFailed(TargetError):
 class MigrationFailed(TargetError):
     """VM state could not be saved or loaded; `error` is QEMU's text."""
 
-    def __init__(self, message: str, *, error: str, **facts: Unpack[_Facts]) -> None:
+    def __init__(self, message: str, *, error: str, **facts: Unpack[Facts]) -> None:
         super().__init__(message, **facts)
         self.error = error
 
@@ -347,6 +262,8 @@ class Malformed(TargetError):
 
 class GuestFailed(TargetError):
     """A command in a test's guest failed, or the guest does not answer (`status` is None then)."""
+
+    tells_change: ClassVar[bool] = False  # what a guest does to its own disks is no news
 
     def __init__(self, message: str, *, script: str, status: int | None = None, output: str = "") -> None:
         super().__init__(message, changed=Changed.UNKNOWN)
@@ -360,7 +277,7 @@ class LinkLost(QmpsnapError):
 
     exit_code = 5
 
-    def __init__(self, message: str, *, step: str = "", **facts: Unpack[_Facts]) -> None:
+    def __init__(self, message: str, *, step: str = "", **facts: Unpack[Facts]) -> None:
         facts.setdefault("changed", Changed.UNKNOWN)
         super().__init__(message, **facts)
         self.step = step
@@ -380,12 +297,23 @@ class GraphMismatch(QmpsnapError):
         *,
         expected: Mapping[str, Sequence[str]],
         found: Mapping[str, Sequence[str]],
-        **facts: Unpack[_Facts],
+        **facts: Unpack[Facts],
     ) -> None:
         facts.setdefault("changed", Changed.YES)
         super().__init__(message, **facts)
         self.expected = {disk: tuple(files) for disk, files in expected.items()}
         self.found = {disk: tuple(files) for disk, files in found.items()}
+
+    def details(self) -> tuple[str, ...]:
+        """The expected chains, those that were found, and what the other errors list."""
+        return (
+            *(f"expected {disk}: {', '.join(files)}" for disk, files in self.expected.items()),
+            *(f"found    {disk}: {', '.join(files)}" for disk, files in self.found.items()),
+            *super().details(),
+        )
+
+    def _outcome_of_change(self, *, moved: bool | None) -> str:  # noqa: ARG002 - as in the other classes
+        return CHAINS_CHANGED
 
 
 class Incomplete(QmpsnapError):
@@ -399,12 +327,19 @@ class Incomplete(QmpsnapError):
         *,
         done: Sequence[str] = (),
         remaining: Sequence[str] = (),
-        **facts: Unpack[_Facts],
+        **facts: Unpack[Facts],
     ) -> None:
         facts.setdefault("changed", Changed.YES)
         super().__init__(message, **facts)
         self.done = tuple(done)
         self.remaining = tuple(remaining)
+
+    def details(self) -> tuple[str, ...]:
+        """What is not done yet, and what the other errors list."""
+        return (*(f"not done yet: {step}" for step in self.remaining), *super().details())
+
+    def _outcome_of_change(self, *, moved: bool | None) -> str:  # noqa: ARG002 - as in the other classes
+        return CHAINS_CHANGED
 
 
 class JobPaused(Incomplete):
@@ -425,8 +360,20 @@ class Detached(Incomplete):
         super().__init__(message, hint=hint, invalid=invalid)
         self.job_id = job_id
 
+    def _outcome_of_change(self, *, moved: bool | None) -> str:  # noqa: ARG002 - as in the other classes
+        return "the job writes into layers until it ends"
+
 
 class Interrupted(QmpsnapError):
     """The caller asked to stop; what could be was rolled back; `changed` says whether that was all."""
 
     exit_code = 130
+
+    def _outcome_of_change(self, *, moved: bool | None) -> str:
+        if self.invalid:
+            return super()._outcome_of_change(moved=moved)
+        if self.left:
+            return "the chains were changed; what is left behind is listed above"
+        if moved is False:
+            return "the chains are unchanged; a layer was written to, but its contents are the same"
+        return CHAINS_CHANGED

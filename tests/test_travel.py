@@ -10,7 +10,7 @@ import pickle
 import subprocess
 import sys
 import traceback
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from msgspec import Struct, structs, to_builtins
@@ -285,3 +285,62 @@ def test_hint_is_in_a_traceback_as_it_is_by_then() -> None:
     assert "a note of the caller's" in text
     error.hint = ""
     assert "next:" not in "".join(traceback.format_exception(error))
+
+
+@each(
+    ("error", "notes"),
+    [
+        (errors.NotFound("no disk", hint="look"), ["nothing was changed", "next: look"]),
+        (errors.LinkLost("lost"), ["it is not known whether anything was changed"]),
+        (errors.ConnectFailed("none"), ["nothing was changed"]),
+        (
+            errors.JobFailed("m", job_id="j", error="e", changed=errors.Changed.YES, invalid=["/base"]),
+            [
+                "invalid, no longer holds its snapshot: /base",
+                "the guest's data is unchanged, but the layers listed above were written to",
+            ],
+        ),
+        (
+            errors.Incomplete("m", remaining=["retire-file x"], left=["/made"]),
+            [
+                "not done yet: retire-file x",
+                "left behind: /made",
+                "the chains, or data in their layers, were changed",
+            ],
+        ),
+        (
+            errors.GraphMismatch("m", expected={"vda": ["/b"]}, found={"vda": ["/c", "/b"]}),
+            [
+                "expected vda: /b",
+                "found    vda: /c, /b",
+                "the chains, or data in their layers, were changed",
+            ],
+        ),
+        (
+            errors.Detached("m", job_id="j", hint="wait"),
+            ["the job writes into layers until it ends", "next: wait"],
+        ),
+        (
+            errors.Interrupted("m", changed=errors.Changed.YES),
+            ["the chains, or data in their layers, were changed"],
+        ),
+        (errors.GuestFailed("status 1", script="false"), []),
+    ],
+)
+def test_traceback_says_whether_anything_was_changed(error: QmpsnapError, notes: list[str]) -> None:
+    shown = "".join(traceback.format_exception(error))
+    assert shown == "\n".join(
+        [f"{type(error).__module__}.{type(error).__name__}: {error.message}", *notes, ""]
+    )
+
+
+def test_traceback_says_what_an_error_knows_by_then() -> None:
+    error = errors.CommandFailed("m", command="c", arguments={}, qmp_class="", desc="")
+    error.changed, error.left = errors.Changed.YES, ("/made",)
+    assert error.__notes__ == ["left behind: /made", "the chains, or data in their layers, were changed"]
+    assert pickle.loads(pickle.dumps(error)).__notes__ == error.__notes__
+
+
+def test_note_of_an_error_is_a_text() -> None:
+    with pytest.raises(TypeError, match="note must be a str, not 'int'"):
+        QmpsnapError("m").add_note(cast("str", 1))

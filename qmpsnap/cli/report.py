@@ -75,45 +75,14 @@ def report(app: App, error: QmpsnapError) -> int:
         emit(json_line(error=body))
         return code
     to_stderr(f"qmpsnap: {'refused: ' if isinstance(error, Refused) else ''}{printable(error.message)}")
-    if isinstance(error, Incomplete) and error.remaining:
-        to_stderr(*(f"  not done yet: {printable(step)}" for step in error.remaining))
-    if isinstance(error, GraphMismatch):
-        to_stderr(
-            *(f"  expected {printable(disk)}: {', '.join(files)}" for disk, files in error.expected.items())
-        )
-        to_stderr(
-            *(f"  found    {printable(disk)}: {', '.join(files)}" for disk, files in error.found.items())
-        )
-    to_stderr(*(f"  invalid, no longer holds its snapshot: {printable(file)}" for file in error.invalid))
-    to_stderr(*(f"  left behind: {printable(item)}" for item in error.left))
+    to_stderr(*(f"  {printable(line)}" for line in error.details()))
     to_stderr(*(f"  {line}" for line in start_lines(app.moved)))
-    to_stderr(f"  {_changed(error, moved=bool(app.moved))}")
+    to_stderr(f"  {error.outcome(moved=bool(app.moved))}")
     if hint := _hint(error):
         to_stderr(f"  next: {printable(hint)}")
     if isinstance(error, Detached):
         emit(error.job_id)
     return code
-
-
-def _changed(error: QmpsnapError, *, moved: bool = False) -> str:
-    """Whether anything was changed; `moved`: whether a disk has another active file by now."""
-    match error.changed:
-        case Changed.NO:
-            return "nothing was changed"
-        case Changed.YES if isinstance(error, Detached):
-            return "the job writes into layers until it ends"
-        case Changed.YES if isinstance(error, Incomplete | GraphMismatch):
-            return "the chains, or data in their layers, were changed"
-        case Changed.YES if error.invalid:
-            return "the guest's data is unchanged, but the layers listed above were written to"
-        case Changed.YES if isinstance(error, Interrupted) and error.left:
-            return "the chains were changed; what is left behind is listed above"
-        case Changed.YES if isinstance(error, Interrupted) and not moved:
-            return "the chains are unchanged; a layer was written to, but its contents are the same"
-        case Changed.YES:
-            return "the chains, or data in their layers, were changed"
-        case Changed.UNKNOWN:
-            return "it is not known whether anything was changed"
 
 
 def _hint(error: QmpsnapError) -> str:

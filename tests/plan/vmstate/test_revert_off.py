@@ -142,7 +142,7 @@ def test_revert_off_says_that_memory_is_not_loaded() -> None:
             graph(holding("vda", ONE, layer=1)),
             Revert("c1"),
             NotInChain,
-            "below the active layer\nnext: copy it out: qemu-img convert -l ",
+            "below the active layer\nnothing was changed\nnext: copy it out: qemu-img convert -l ",
         ),
         (graph(holding("vda", ONE, ONE)), Revert("c1"), AmbiguousName, "more than one internal snapshot"),
         (
