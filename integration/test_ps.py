@@ -100,6 +100,50 @@ async def test_who_is_in_the_way_is_named(qemu, machine, tmp_path):
         assert re.fullmatch(rf"process {first.process.pid} \(.*\) has {file} open", caught.value.hint)
 
 
+CONFIGURATION = """[chardev "c"]
+  backend = "socket"
+  path = "in-file"
+  server = "on"
+  wait = "off"
+[mon "m"]
+  mode = "control"
+  chardev = "c"
+[name]
+  guest = "of a file"
+[drive "vda"]
+  file = "a.qcow2"
+  if = "none"
+  format = "qcow2"
+"""
+
+
+async def test_monitor_in_a_file_of_readconfig_is_found(machine, qemu, tmp_path):
+    qemu.create(tmp_path / "a.qcow2")
+    (tmp_path / "vm.cfg").write_text(CONFIGURATION)
+    with machine("-readconfig", "vm.cfg", cwd=tmp_path) as running:
+        found = await listed(running.process.pid)
+        assert found.name == "of a file"
+        assert found.disks == (OpenDisk("vda", (str(tmp_path / "a.qcow2"),)),)
+        (monitor,) = [each for each in found.sockets if each.text == "unix:in-file"]
+        assert (monitor.address, monitor.state) == (str(tmp_path / "in-file"), SocketState.FREE)
+        async with qmpsnap.connect(monitor.address) as vm:
+            assert (await vm.status()).state == "prelaunch"
+
+
+async def test_daemon_that_knows_only_its_pidfile_of_where_it_was_started(qemu, tmp_path):
+    """No shell has said it in PWD; of the matrix, only a QEMU that is no script starts so."""
+    bare = {key: value for key, value in os.environ.items() if key != "PWD"}
+    line = [qemu.system, *CHEAP, "-daemonize", "-pidfile", "p", "-qmp", "unix:q,server=on,wait=off"]
+    subprocess.run(line, cwd=tmp_path, env=bare, check=True, capture_output=True)
+    pid = int((tmp_path / "p").read_text())
+    try:
+        (monitor,) = (await listed(pid)).sockets
+        assert (monitor.address, monitor.state) == (str(tmp_path / "q"), SocketState.FREE)
+    finally:
+        os.kill(pid, signal.SIGTERM)
+        wait_for(lambda: not Path(f"/proc/{pid}/exe").exists())
+
+
 @pytest.mark.parametrize("qemu", QEMUS[-1:], ids=["newest"])
 async def test_daemons_and_other_namespaces(qemu, tmp_path):
     """A QEMU that has daemonized, one that sees other file systems and networks, and a storage daemon."""

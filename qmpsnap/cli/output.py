@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from qmpsnap.model.printable import printable
+from qmpsnap.model.printable import printable, shortened
 
 VERSION = 1
 _NARROWEST = 40  # columns; a terminal may report 0
@@ -32,7 +32,7 @@ def emit(*lines: str) -> bool:
         Unwritable: When stdout cannot be written, for instance on a full disk.
     """
     if sys.stdout is None:  # the descriptor was closed when we were started
-        to_stderr("qmpsnap: stdout is closed; the result is:", *lines)
+        _to_stderr(["qmpsnap: stdout is closed; the result is:", *lines])
         raise Unwritable
     try:
         for line in lines:
@@ -43,7 +43,7 @@ def emit(*lines: str) -> bool:
         return False
     except OSError as error:
         _discard_stdout()
-        to_stderr(f"qmpsnap: cannot write to stdout ({error.strerror or error}); the result is:", *lines)
+        _to_stderr([f"qmpsnap: cannot write to stdout ({error.strerror or error}); the result is:", *lines])
         raise Unwritable from error
     return True
 
@@ -54,10 +54,15 @@ def _discard_stdout() -> None:
 
 
 def to_stderr(*lines: str) -> None:
-    """Write lines to stderr, each as one line; on a terminal they are wrapped between words.
+    """Write messages to stderr, each as one line; on a terminal they are wrapped between words.
 
+    What is too long to be read, such as a name of a megabyte, is shortened.
     Without anybody to read them they are dropped: the exit code gives the outcome all the same.
     """
+    _to_stderr(map(shortened, lines))
+
+
+def _to_stderr(lines: Iterable[str]) -> None:
     if sys.stderr is None:
         return
     printed: Iterable[str] = map(printable, lines)

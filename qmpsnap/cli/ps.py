@@ -30,7 +30,7 @@ def ps() -> None:
 def _row(machine: RunningQemu) -> Row:
     name = machine.name or (_DAEMON if machine.daemon else _NO_NAME)
     monitors = sorted(machine.sockets, key=lambda each: each.address != machine.address)
-    remarks = [_held_by(monitor) for monitor in monitors[:1] if monitor.state is not SocketState.FREE]
+    remarks = [_held_by(each) for each in monitors[:1] if each.state is not SocketState.FREE or each.why]
     remarks += [f"also {_where(monitor)}: {_held_by(monitor)}" for monitor in monitors[1:]]
     remarks += [_disk(disk) for disk in machine.disks or ()]
     if machine.disks is None:

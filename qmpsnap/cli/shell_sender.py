@@ -12,6 +12,7 @@ import anyio
 from qmpsnap.cli.output import to_stderr
 from qmpsnap.cli.signals import Signals
 from qmpsnap.errors import BadArgument, Changed, Interrupted, LinkLost, QmpsnapError, Refused, TargetError
+from qmpsnap.model.printable import shortened
 from qmpsnap.model.qapi_schema import Schema
 from qmpsnap.model.qmp_line import Request, read_line
 from qmpsnap.model.qmp_reads import only_reads
@@ -176,5 +177,5 @@ def _retrieve(call: asyncio.Future[object]) -> None:
 
 def error_lines(error: QmpsnapError) -> list[str]:
     """An error as the shell shows it: QEMU's reason, and what to do."""
-    lines = [error.message]
-    return lines + ([f"  next: {error.hint}"] if error.hint else [])
+    lines = [error.message, *([f"  next: {error.hint}"] if error.hint else [])]
+    return [shortened(line) for line in lines]

@@ -4,30 +4,61 @@ The process may have another working directory, which `-daemonize` changes after
 another file system, as in a container. Blocking.
 """
 
-# Paths stay as the process spells them:
-# ruff: noqa: PTH116
+# Paths stay as the process spells them, and links of /proc need os:
+# ruff: noqa: PTH115, PTH116, PTH208
 
 from __future__ import annotations
 
 import os
 import posixpath
+import re
 from collections.abc import Callable, Iterator
+from typing import Final
 
 from qmpsnap.run.descriptors import same_view, working_directory
-from qmpsnap.run.proc import environment
+from qmpsnap.run.proc import arguments, environment
+
+_BETWEEN_NAMES: Final = re.compile(r'[,=:"]')  # as in -serial file:log, -drive file=a.qcow2,if=none
 
 
 def seen_as(pid: int, path: str) -> Iterator[str]:
     """The absolute paths, as the process sees them, that a path on its command line can mean.
 
-    A relative one counts from its working directory, or from the directory in which it was started.
+    A relative one counts from its working directory, or from the directory in which it was started. A shell
+    leaves that one in PWD; else a file tells that is open by a relative name, such as that of -pidfile.
     """
     if path.startswith("/"):
         yield path
         return
-    for directory in dict.fromkeys((working_directory(pid), environment(pid, "PWD"))):
-        if directory.startswith("/"):
+    given: set[str] = set()
+    for directory in _directories(pid):
+        if directory.startswith("/") and directory not in given:
+            given.add(directory)
             yield posixpath.normpath(posixpath.join(directory, path))
+
+
+def _directories(pid: int) -> Iterator[str]:
+    yield working_directory(pid)
+    yield environment(pid, "PWD")
+    words = (part for word in arguments(pid) for part in _BETWEEN_NAMES.split(word))
+    ends = tuple({f"/{posixpath.normpath(part)}" for part in words if part and not part.startswith("/")})
+    for file in _open_paths(pid):
+        if file.endswith(ends):
+            yield from sorted(file.removesuffix(end) or "/" for end in ends if file.endswith(end))
+
+
+def _open_paths(pid: int) -> Iterator[str]:
+    """The paths of what a process has open, as it sees them; none if we may not look."""
+    directory = f"/proc/{pid}/fd"
+    try:
+        numbers = sorted(os.listdir(directory), key=int)
+    except OSError:
+        return
+    for number in numbers:
+        try:
+            yield os.readlink(f"{directory}/{number}")
+        except OSError:  # closed meanwhile
+            continue
 
 
 def status_of(pid: int, path: str) -> os.stat_result | None:

@@ -20,18 +20,19 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from qmpsnap.model.command_line.monitors import machine_name, qmp_endpoints
-from qmpsnap.model.command_line.options import Option, split
+from qmpsnap.model.command_line.options import Option
 from qmpsnap.model.host_process import HostProcess, program_of
 from qmpsnap.model.running_qemu import RunningQemu
 from qmpsnap.run.monitors import Found, Monitors
 from qmpsnap.run.open_disks import open_disks
 from qmpsnap.run.proc import arguments, host_process, pids, socket_owners
+from qmpsnap.run.process_options import READCONFIG, process_options
 from qmpsnap.run.safe_open import kernel_text
 
 _SYSTEM: Final = re.compile(r"\.?qemu-(?:system-[\w.-]+|kvm[\w.-]*)")
 _DAEMON: Final = re.compile(r"\.?qemu-storage-daemon[\w.-]*")
 _DELETED: Final = " (deleted)"  # fs/d_path.c: the package was upgraded meanwhile
-_MONITOR: Final = frozenset({"-qmp", "-qmp-pretty", "-mon", "--qmp", "--mon"})
+_MONITOR: Final = frozenset({"-qmp", "-qmp-pretty", "-mon", "--qmp", "--mon", READCONFIG})
 
 
 def running_qemus() -> tuple[RunningQemu, ...]:
@@ -61,7 +62,7 @@ def _seen(pid: int, monitors: Monitors) -> _Seen | None:
     is_qemu = daemon or _is_program(pid, argv, _SYSTEM)
     if not is_qemu and not _MONITOR.intersection(argv):
         return None
-    options = tuple(split(argv)[1])
+    options = process_options(pid, argv)
     found = monitors.find(pid, qmp_endpoints(options, daemon=daemon))
     if not is_qemu and not any(monitor.listens for monitor in found):
         return None

@@ -8,8 +8,10 @@ import pytest
 
 from qmpsnap.cli.output import (
     Row,
+    Unwritable,
     chain_lines,
     duration,
+    emit,
     json_line,
     relative,
     start_lines,
@@ -166,3 +168,12 @@ def test_tell_breaks_lines_on_a_terminal_alone(capsys, monkeypatch):
         "qmpsnap: refused: the chain of vda is held by another job, which is of another",
         "    client, and running",
     ]
+
+
+def test_message_is_shortened_but_a_result_that_cannot_be_written_is_not(capsys, monkeypatch):
+    to_stderr(f"no {10_000 * 'x'}")
+    assert capsys.readouterr().err == f"no {200 * 'x'}[... 9600 characters left out ...]{200 * 'x'}\n"
+    monkeypatch.setattr(sys, "stdout", None)
+    with pytest.raises(Unwritable):
+        emit(10_000 * "x")
+    assert capsys.readouterr().err.splitlines()[1:] == [10_000 * "x"]

@@ -28,6 +28,7 @@ def lines(*machines):
 def test_ps_shows_each_machine_with_its_monitors_clients_and_disks():
     held = QmpSocket("/run/b", "unix:b", SocketState.HELD, (CLIENT,), ("10.0.0.2:5000",))
     unseen = QmpSocket("/run/c", "unix:c", SocketState.HELD)
+    lost = QmpSocket("", "unix:q", SocketState.FREE, why="no path leads to it")
     stdio = QmpSocket("", "stdio", SocketState.UNREACHABLE, why="it is not a socket that listens")
     here = str(Path.cwd() / "a.qcow2")
     disks = (OpenDisk("vda", (here, "/b")), OpenDisk("", ("/x.raw",)), OpenDisk("vdb", ("/y",), "nbd:h:1"))
@@ -37,6 +38,7 @@ def test_ps_shows_each_machine_with_its_monitors_clients_and_disks():
         ),
         RunningQemu(HostProcess(11, "qemu-storage-daemon", "amy"), daemon=True),
         RunningQemu(HostProcess(12, "qemu-kvm", "amy"), "evil\x1b[31m\n", sockets=(held,), disks=()),
+        RunningQemu(HostProcess(13, "qemu-kvm", "amy"), "vm2", sockets=(lost,), disks=()),
     ]
     assert lines(*machines) == [
         "NAME              PID  USER  STATE  MONITOR",
@@ -51,6 +53,8 @@ def test_ps_shows_each_machine_with_its_monitors_clients_and_disks():
         "    we may not look at its images",
         "evil\\x1b[31m\\n     12  amy   held   /run/b",
         "    held by process 991 (libvirtd, user root) and 10.0.0.2:5000",
+        "vm2                13  amy   free   unix:q",
+        "    free: no path leads to it",
     ]
     assert all(len(line) <= 80 for line in lines(*machines))
 

@@ -1,4 +1,4 @@
-from qmpsnap.model.printable import masked, masked_all, shell_word
+from qmpsnap.model.printable import masked, masked_all, shell_word, shortened
 from tests.each import each
 
 SECRET = "hunter2"
@@ -62,3 +62,16 @@ def test_masked_all_keeps_the_words_apart():
 )
 def test_a_word_for_a_shell_is_on_one_line(word: str, typed: str) -> None:
     assert shell_word(word) == typed
+
+
+def test_shortened_leaves_every_path_and_takes_the_middle_out_of_what_is_longer():
+    path = "/" + 4095 * "p"
+    kept = f"{path} and {path} are different"
+    assert shortened(kept) == kept
+    word = 300 * "a" + 3_000_000 * "b" + 300 * "c"
+    assert shortened(f"no {word} here") == (
+        f"no {200 * 'a'}[... 3000200 characters left out ...]{200 * 'c'} here"
+    )
+    line = "x " * 1_000_000
+    assert shortened(line) == "x " * 2048 + "[... 1991808 characters left out ...]" + "x " * 2048
+    assert shortened(shortened(line)) == shortened(line)

@@ -45,6 +45,24 @@ def test_relative_path_counts_from_the_directory_that_has_the_file(moved, tmp_pa
     assert path_here(moved, "s", lambda status: stat.S_ISSOCK(status.st_mode)) == ""
 
 
+def test_directory_of_the_start_is_told_by_a_file_that_is_open_by_a_relative_name(tmp_path):
+    start = tmp_path / "start"
+    (start / "sub").mkdir(parents=True)
+    (start / "sub" / "log").touch()
+    (tmp_path / "elsewhere").touch()
+    program = (
+        "import os, sys; f = [open(a) for a in sys.argv[1:3]]; os.chdir('/'); print(flush=True); input()"
+    )
+    named = ["sub/log", str(tmp_path / "elsewhere"), "file:./sub/log,elsewhere=sub"]
+    words = [sys.executable, "-S", "-c", program, *named]
+    with subprocess.Popen(words, cwd=start, env={}, stdin=PIPE, stdout=PIPE) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        # the name after "elsewhere" is not of this process's, but could be: that the file is there decides
+        assert [*seen_as(child.pid, "s")] == ["/s", str(start / "s"), str(tmp_path / "s")]
+        child.communicate(b"\n")
+
+
 def test_what_lies_in_a_directory_that_we_may_not_enter_is_hidden(tmp_path):
     closed = tmp_path / "closed"
     closed.mkdir(mode=0)
