@@ -37,7 +37,7 @@ from qmpsnap.plan.plan import Plan
 from qmpsnap.run import backups
 from qmpsnap.run.backup_copies import Copies, image_name
 from qmpsnap.run.copying import check_image
-from qmpsnap.run.disk import in_long_thread, in_thread
+from qmpsnap.run.disk import in_long_thread, in_thread, made_in_thread
 from qmpsnap.run.executor import Executor
 from qmpsnap.run.log import get_logger
 from qmpsnap.run.outcome import Done, Hooks
@@ -313,7 +313,9 @@ async def restore_backup(
     place, record = await _chosen(directory, at)
     target = absolute("to", to)
     files = {name: posixpath.join(target, disk.file) for name, disk in record.disks.items()}
-    created = await in_thread(partial(backups.make_directory, target))
+    created = await made_in_thread(
+        partial(backups.make_directory, target), lambda made: backups.drop_directory(target) if made else None
+    )
     try:
         await in_thread(partial(backups.refuse_taken, tuple(files.values())))
         for name, disk in record.disks.items():

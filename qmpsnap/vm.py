@@ -5,7 +5,6 @@ Each verb is exactly `run(await plan(intent))`.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
@@ -56,6 +55,7 @@ from qmpsnap.plan.intent import (
 from qmpsnap.plan.plan import Plan
 from qmpsnap.plan.view import only
 from qmpsnap.plan.vmstate.guest import refuse_cont, refuse_stop
+from qmpsnap.run.both import both
 from qmpsnap.run.examination import diagnose
 from qmpsnap.run.executor import Executor
 from qmpsnap.run.idle import Idle
@@ -1102,7 +1102,7 @@ class VM:
         """Raise what `cont` would raise; nothing that changes anything is sent."""
         check("after_migration", after_migration, bool)
         guest = guest_of(self._target)
-        status, records = await asyncio.gather(guest.status(), self.jobs.interrupted(live=True))
+        status, records = await both(guest.status, partial(self.jobs.interrupted, live=True))
         refuse_cont(status, records, after_migration=after_migration)
 
     async def check_stop(self) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import shlex
+import threading
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -20,6 +22,7 @@ from qmpsnap.errors import (
     Unsupported,
 )
 from qmpsnap.plan.intent import Snapshot
+from qmpsnap.run import backups
 from qmpsnap.run.outcome import Hooks
 from qmpsnap.testing.drawing import graph
 from qmpsnap.testing.fake import FakeImages, FakeTarget, refused
@@ -331,6 +334,35 @@ async def test_refused_restore_leaves_no_directory_that_it_has_created(
             await qmpsnap.restore_backup(place, tmp_path / name)
     assert not (tmp_path / "new").exists()
     assert [*(tmp_path / "mine").iterdir()] == []
+
+
+async def test_restore_that_is_cancelled_as_it_begins_leaves_no_directory_that_it_has_created(
+    tmp_path: Path, tool_that: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del tool_that
+    vm, place = vm_of(FakeTarget(MACHINE)), tmp_path / "b"
+    await vm.backup(place, disks=["vda"])
+    make = backups.make_directory
+
+    def cancel() -> None:
+        task.cancel()
+        cancelled.set()
+
+    def made(directory: str) -> bool:
+        loop.call_soon_threadsafe(cancel)
+        cancelled.wait()
+        return make(directory)
+
+    loop, cancelled = asyncio.get_running_loop(), threading.Event()
+    monkeypatch.setattr(backups, "make_directory", made)
+    (tmp_path / "mine").mkdir()
+    for name in ("new", "mine"):
+        cancelled.clear()
+        task = asyncio.create_task(qmpsnap.restore_backup(place, tmp_path / name))
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    assert not (tmp_path / "new").exists()
+    assert (tmp_path / "mine").is_dir()
 
 
 async def test_file_is_no_directory_of_backups(tmp_path: Path) -> None:

@@ -14,10 +14,11 @@ from qmpsnap.model.job import Job, JobStatus
 from qmpsnap.model.names import disk_part, job_id
 from qmpsnap.model.view import DiskView
 from qmpsnap.run import backups
+from qmpsnap.run.both import both
 from qmpsnap.run.copying import alongside, compare_disk, copy_disk
 from qmpsnap.run.disk import in_long_thread
 from qmpsnap.run.outcome import Hooks
-from qmpsnap.run.planning import Planning, both
+from qmpsnap.run.planning import Planning
 from qmpsnap.run.progress import Meter
 
 

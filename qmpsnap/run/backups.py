@@ -317,7 +317,11 @@ def _make(place: str) -> bool:
                 hint="name a directory, or one that does not exist yet",
             ) from None
         return False
-    sync_directory(os.path.dirname(place))
+    try:
+        sync_directory(os.path.dirname(place))
+    except OSError:
+        drop_directory(place)
+        raise
     return True
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 from functools import partial
 
@@ -24,6 +23,7 @@ from qmpsnap.model.record import IntentRecord
 from qmpsnap.plan.diagnosis import rules
 from qmpsnap.plan.diagnosis.facts import Broken, Facts
 from qmpsnap.plan.diagnosis.nodes import covered, unexplained
+from qmpsnap.run.both import both
 from qmpsnap.run.disk import in_thread
 from qmpsnap.run.examined_files import ExaminedFiles, examine_files, other_writers
 from qmpsnap.run.examined_images import damages, follow_broken
@@ -71,11 +71,12 @@ async def diagnose_monitor(address: str) -> tuple[Finding, ...]:
 
 
 async def _machine(target: Target, planning: Planning, agent: str) -> Facts:
+    alone = partial(both, target.jobs, partial(_status, target))
     try:
-        seen, jobs, status = await asyncio.gather(planning.seen(), target.jobs(), _status(target))
+        seen, (jobs, status) = await both(planning.seen, alone)
     except Busy:
         # The graph cannot be read while a concluded stream job is there: the jobs are the trouble.
-        jobs, status = await asyncio.gather(target.jobs(), _status(target))
+        jobs, status = await alone()
         facts = replace(_NOTHING, jobs=jobs, status=status)
         if not rules.diagnose(facts):
             raise
@@ -87,7 +88,7 @@ async def _machine(target: Target, planning: Planning, agent: str) -> Facts:
     writers: Mapping[str, str] = Frozen()
     if seen.files.shared:
         look = partial(examine_files, graph, seen.files, off=target.guest is None, asked=states)
-        files, writers = await asyncio.gather(in_thread(look), _writers(graph, target.pid))
+        files, writers = await both(partial(in_thread, look), partial(_writers, graph, target.pid))
     return Facts(
         graph,
         seen.files,

@@ -17,7 +17,7 @@ from collections.abc import Collection, Iterator
 from msgspec import Struct
 
 from qmpsnap.model.host_process import HostProcess
-from qmpsnap.run.mounts import remote_mounts
+from qmpsnap.run.mounts import remote_device, remote_mounts
 from qmpsnap.run.proc import host_process, pids
 from qmpsnap.run.safe_open import kernel_text
 
@@ -111,6 +111,8 @@ def _open(pid: int, files: Collection[FileId] | None) -> Iterator[tuple[str, Fil
 def loops(files: Collection[FileId], devices: str = "/sys/block") -> dict[FileId, Holder]:
     """The loop device of each file to which a loop device writes, as no process shows it.
 
+    A file on a remote mount where none of the files is is not asked for, as with `_open`.
+
     Args:
         files: The files to look for.
         devices: The kernel's directory of block devices.
@@ -120,10 +122,13 @@ def loops(files: Collection[FileId], devices: str = "/sys/block") -> dict[FileId
         names = [name for name in os.listdir(devices) if name.startswith("loop")]
     except OSError:
         return holders
+    remote = {None, *(device for device, _ in files)}
     for name in sorted(names):
         try:
             file = kernel_text(f"{devices}/{name}/loop/backing_file").removesuffix("\n")
             read_only = kernel_text(f"{devices}/{name}/ro").strip() == "1"
+            if remote_device(file) not in remote:
+                continue
             status = os.stat(file)
         except (OSError, ValueError):  # the device is unused, or its file has no name
             continue

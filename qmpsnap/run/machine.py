@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
+from functools import partial
 
 from qmpsnap.errors import CommandFailed
 from qmpsnap.model.graph import Disk, Graph
@@ -19,6 +21,7 @@ from qmpsnap.model.parse_machine import (
     parse_status,
 )
 from qmpsnap.model.qapi import read
+from qmpsnap.run.both import both
 from qmpsnap.run.descriptors import identity
 from qmpsnap.run.session import Session
 
@@ -32,7 +35,7 @@ async def read_build(session: Session) -> Build:
 
     QAPI: query-version, query-kvm, query-cpus-fast, qom-get.
     """
-    answers, cpu = await asyncio.gather(session.ask(*BUILD_QUERIES), _cpu(session))
+    answers, cpu = await both(partial(session.ask, *BUILD_QUERIES), partial(_cpu, session))
     return parse_build(answers, cpu)
 
 
@@ -52,9 +55,9 @@ async def read_machine(session: Session, graph: Graph, build: Build) -> Machine:
     query-block-exports, query-iothreads, qom-get, qom-list.
     """
     disks = [disk for disk in graph.disks.values() if disk.qdev]
-    answers, kinds = await asyncio.gather(
-        session.ask(*MACHINE_QUERIES),
-        asyncio.gather(*(_kind(session, disk) for disk in disks)),
+    answers, kinds = await both(
+        partial(session.ask, *MACHINE_QUERIES),
+        partial(_kinds, session, disks),
     )
     known = {disk.name: kind for disk, kind in zip(disks, kinds, strict=True) if kind}
     return parse_machine(
@@ -103,6 +106,10 @@ async def _cpu(session: Session) -> str:
     """QOM type of the first CPU; all are alike. "" where there is none, as with `-M none`."""
     cpus = read(list[CpuInfoFast], await session.query("query-cpus-fast"), "query-cpus-fast")
     return await _type(session, cpus[0].qom_path) if cpus else ""
+
+
+async def _kinds(session: Session, disks: Sequence[Disk]) -> list[str]:
+    return await asyncio.gather(*(_kind(session, disk) for disk in disks))
 
 
 async def _kind(session: Session, disk: Disk) -> str:

@@ -31,6 +31,7 @@ from qmpsnap.model.job import JobStatus
 from qmpsnap.model.step import AddNode, DropNode, Stage, Step
 from qmpsnap.plan.checks.disk import refuse_jobs
 from qmpsnap.plan.plan import Plan
+from qmpsnap.run.both import both
 from qmpsnap.run.caller import Caller
 from qmpsnap.run.journal import Journal
 from qmpsnap.run.log import get_logger
@@ -46,7 +47,6 @@ from qmpsnap.run.outcome import (
     vanished,
     with_stayed,
 )
-from qmpsnap.run.planning import both
 from qmpsnap.run.read_back import check_files, look_back
 from qmpsnap.run.retirement import Retirement
 from qmpsnap.run.rollback import EndedWell, Rollback, rolled_back

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import partial
-from typing import TypeVar
 
 from msgspec.structs import replace
 
@@ -33,6 +31,7 @@ from qmpsnap.plan.inside.loadable import ask_left
 from qmpsnap.plan.intent import Delete, Intent, Prune
 from qmpsnap.plan.plan import Plan
 from qmpsnap.plan.scene import GuestScene, Scene
+from qmpsnap.run.both import both
 from qmpsnap.run.outcome import same
 from qmpsnap.run.start_check import StartCheck
 from qmpsnap.run.target import Target, guest_of
@@ -295,20 +294,3 @@ def _refuse_other_jobs(plan: Plan, now: Plan) -> None:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="microseconds")
-
-
-A = TypeVar("A")
-B = TypeVar("B")
-
-
-async def both(
-    first: Callable[[], Coroutine[object, object, A]], second: Callable[[], Coroutine[object, object, B]]
-) -> tuple[A, B]:
-    """Run two coroutines concurrently, and return their results once both have ended.
-
-    Raises:
-        Exception: What the first raised, else what the second raised; neither is left running.
-    """
-    tasks = asyncio.ensure_future(first()), asyncio.ensure_future(second())
-    await asyncio.gather(*tasks, return_exceptions=True)
-    return tasks[0].result(), tasks[1].result()

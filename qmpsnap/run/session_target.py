@@ -5,7 +5,6 @@ Subclasses know how to read the graph, and whether there is a guest.
 
 from __future__ import annotations
 
-import asyncio
 import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
@@ -36,6 +35,7 @@ from qmpsnap.model.job_place import BlockGraph
 from qmpsnap.model.qapi import read
 from qmpsnap.model.step import Step
 from qmpsnap.run import survey
+from qmpsnap.run.both import both
 from qmpsnap.run.catalog import Catalog
 from qmpsnap.run.current_operation import CURRENT_OPERATION
 from qmpsnap.run.descriptors import Opened, identity, open_files
@@ -112,8 +112,8 @@ class SessionTarget(ABC):
     async def _open(self, stack: AsyncExitStack) -> None:
         self.session = await stack.enter_async_context(self._link())
         self.monitor = JobMonitor(self.session)
-        _, self._features = await asyncio.gather(
-            stack.enter_async_context(self.monitor), read_features(self.session)
+        _, self._features = await both(
+            partial(stack.enter_async_context, self.monitor), partial(read_features, self.session)
         )
         self._concluded = QueryGuard(self.session, self.monitor)
         migrations = Migrations(self.session, self._host.made)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import threading
@@ -198,6 +199,16 @@ def test_damaged_image_is_neither_restored_nor_verified(tmp_path: Path) -> None:
     with pytest.raises(InvalidTarget, match="cannot write"):
         restore_image(str(source), DISK, str(target), GO_ON)
     assert names(tmp_path) == ["b"]
+
+
+def test_directory_that_cannot_be_synced_is_not_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(_: str) -> None:
+        raise OSError(errno.EIO, "it broke")
+
+    monkeypatch.setattr("qmpsnap.run.backups.sync_directory", failing)
+    with pytest.raises(InvalidTarget, match="the disk reports an error"):
+        make_directory(str(tmp_path / "new"))
+    assert names(tmp_path) == []
 
 
 def test_restore_that_is_stopped_leaves_nothing(tmp_path: Path) -> None:

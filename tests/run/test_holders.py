@@ -6,6 +6,7 @@ import fcntl
 import os
 import re
 import struct
+from pathlib import Path
 
 import pytest
 
@@ -75,6 +76,26 @@ def test_loops_tells_files_that_a_loop_device_writes_to(tmp_path):
     assert loops(keys, str(tmp_path / "block")) == {keys[0]: Holder(None, "/dev/loop0")}
     assert loops(keys, str(tmp_path / "none")) == {}
     assert str(Holder(None, "/dev/loop0")) == "the loop device /dev/loop0"
+
+
+def test_loops_ask_no_storage_of_a_remote_mount_where_none_of_the_files_is(tmp_path, monkeypatch):
+    """That of /proc is made one: a server that is gone would not answer."""
+    asked, stat = [], os.stat
+
+    def observed(path, *arguments, **options):
+        asked.append(str(path))
+        return stat(path, *arguments, **options)
+
+    (device := tmp_path / "loop0" / "loop").mkdir(parents=True)
+    far = f"/proc/{os.getpid()}/status"
+    (device / "backing_file").write_text(f"{far}\n")
+    (tmp_path / "loop0" / "ro").write_text("0\n")
+    (file := tmp_path / "image").touch()
+    near, there = key(file), key(Path(far))
+    monkeypatch.setattr("qmpsnap.run.mounts._REMOTE", re.compile("proc"))
+    monkeypatch.setattr("os.stat", observed)
+    assert (loops([near], str(tmp_path)), far in asked) == ({}, False)
+    assert loops([near, there], str(tmp_path)) == {there: Holder(None, "/dev/loop0")}
 
 
 def lock(descriptor, byte):
