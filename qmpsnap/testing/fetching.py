@@ -3,14 +3,16 @@
 This works on Debian and Ubuntu, without root. On another system put the same files into a directory, and name
 it in QMPSNAP_GUEST:
 
-    vmlinuz         a Linux kernel for x86-64 modules/*.ko those of `initramfs.MODULES` that are not built
-    into the kernel, not compressed busybox         linked statically, with its own shell
+    vmlinuz         a Linux kernel for x86-64
+    modules/*.ko    those of `initramfs.MODULES` that are not built into the kernel, not compressed
+    busybox         linked statically, with its own shell
 
 The QEMU guest agent is fetched separately, for guests that need it.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import lzma
 import os
@@ -33,6 +35,7 @@ _NEEDED: Final = (
     "put vmlinuz, modules/*.ko (virtio, virtio_pci, virtio_blk, virtio_console and what they need, unless "
     "they are built in) and a static busybox into a directory, and name it in QMPSNAP_GUEST"
 )
+_NEEDS_AGENT: Final = "only a test that asks the guest agent needs it; all others run without it"
 _APT: Final = ("-o", "APT::Sandbox::User=root", "-o", "Acquire::Retries=1", "-o", "Acquire::http::Timeout=20")
 _LIBRARY: Final = re.compile(r"lib.+\.so\.[0-9.]+")
 _SUFFIXES: Final = (".ko", ".ko.xz", ".ko.zst")
@@ -58,7 +61,7 @@ def agent_directory() -> Path:
 def fetch() -> Path:
     """Put the guest's parts into the cache, unless they are there; return their directory.
 
-    The first call takes some ten seconds and downloads 30 MB; so does the first call of a new version that
+    The first call downloads 30 MB, which takes up to a minute; so does the first call of a new version that
     needs more modules. The directory gets its name when it is complete; what an interrupted call has left is
     removed by the next call. A second call at the same time waits for the first. If QMPSNAP_GUEST names a
     directory, nothing is done. Blocks.
@@ -79,10 +82,21 @@ def fetch_agent() -> Path:
     Raises:
         Unsupported, InvalidTarget: As `fetch`.
     """
-    return _ensure(agent_directory(), "", _take_agent)
+    return _ensure(agent_directory(), "", _take_agent, what="guest agent", needed=_NEEDS_AGENT)
 
 
-def _ensure(directory: Path, contents: str, take: Callable[[Path, Path], None]) -> Path:
+class _Missing(Exception):
+    """What is missing, or has failed."""
+
+
+def _ensure(
+    directory: Path,
+    contents: str,
+    take: Callable[[Path, Path], None],
+    *,
+    what: str = "guest",
+    needed: str = _NEEDED,
+) -> Path:
     """Create a directory of the cache, unless it exists: `take` fills it, and gets one for temporary files.
 
     Its file .complete holds `contents`, which tells whether an older version of qmpsnap created it.
@@ -96,12 +110,14 @@ def _ensure(directory: Path, contents: str, take: Callable[[Path, Path], None]) 
             try:
                 if state != "complete":
                     _make(directory, contents, take)
-            except Unsupported:
+            except _Missing as missing:
+                # An older guest stays; it lacks only modules that few tests need.
                 if state == "missing":
-                    raise  # else the older guest stays; it lacks only modules that few tests need
+                    message = f"no {what} could be fetched: {missing}"
+                    raise Unsupported(message, feature=what, hint=needed) from None
     except OSError as error:
         raise InvalidTarget(
-            f"the guest cannot be put into {str(directory)!r}: {error.strerror or error}",
+            f"the {what} cannot be put into {str(directory)!r}: {error.strerror or error}",
             file=str(directory),
             hint="QMPSNAP_CACHE names another directory for it",
         ) from error
@@ -139,9 +155,9 @@ def _take_guest(work: Path, parts: Path) -> None:
     for package in _download(work, _guest_packages):
         _take(package, parts, _guest_part)
     if not (parts / "vmlinuz").is_file():
-        raise _error("the kernel's package contains no vmlinuz")
+        raise _Missing("the kernel's package contains no vmlinuz")
     if not (parts / "busybox").is_file() or not is_static_elf((parts / "busybox").read_bytes()):
-        raise _error("the package busybox-static contains no static busybox")
+        raise _Missing("the package busybox-static contains no static busybox")
 
 
 def _take_agent(work: Path, parts: Path) -> None:
@@ -149,7 +165,7 @@ def _take_agent(work: Path, parts: Path) -> None:
         _take(package, parts, _agent_part)
     for name in ("qemu-ga", LOADER):
         if not (parts / name).exists():
-            raise _error(f"the packages of the guest agent contain no {name}")
+            raise _Missing(f"the packages of the guest agent contain no {name}")
 
 
 @contextmanager
@@ -168,19 +184,19 @@ def _alone(lock: Path) -> Iterator[None]:
 def _check_system() -> None:
     for program in ("apt-get", "apt-cache", "dpkg", "dpkg-deb"):
         if shutil.which(program) is None:
-            raise _error(
+            raise _Missing(
                 f"the guest is fetched by Debian's and Ubuntu's tools, and there is no {program} here"
             )
     architecture = _tool(["dpkg", "--print-architecture"]).strip()
     if architecture != "amd64":
-        raise _error(f"the guest is for x86-64, and the packages here are for {architecture}")
+        raise _Missing(f"the guest is for x86-64, and the packages here are for {architecture}")
 
 
 def _download(work: Path, packages: Callable[[Sequence[str]], list[str]]) -> list[Path]:
     """Download packages by the system's package lists, or else by lists that are downloaded first."""
     try:
         return _download_by(work, packages, ())
-    except Unsupported:
+    except _Missing:
         lists = work / "lists"
         (lists / "partial").mkdir(parents=True)
         (work / "archives/partial").mkdir(parents=True)
@@ -203,7 +219,7 @@ def _guest_packages(options: Sequence[str]) -> list[str]:
     for name in _KERNELS:
         if packages := _needed_by(name, ("linux-image-", "linux-modules-"), options):
             return [*packages, "busybox-static"]
-    raise _error(f"apt knows neither {_KERNELS[0]} nor {_KERNELS[1]}")
+    raise _Missing(f"apt knows neither {_KERNELS[0]} nor {_KERNELS[1]}")
 
 
 def _agent_packages(options: Sequence[str]) -> list[str]:
@@ -237,7 +253,9 @@ def _tool(words: Sequence[str], *, cwd: Path | None = None, check: bool = True) 
     if check and done.returncode:
         # The reason comes first, and then what apt concludes from it.
         first = (done.stderr.strip() or done.stdout.strip() or f"status {done.returncode}").splitlines()[0]
-        raise _error(f"{words[0]} failed: {first}")
+        if os.strerror(errno.ENOSPC) in done.stderr:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        raise _Missing(f"{words[0]} failed: {first}")
     return done.stdout
 
 
@@ -261,9 +279,9 @@ def _take(package: Path, parts: Path, part: Callable[[Path], str | None]) -> Non
                         with (parts / target).open("wb") as file:
                             _copy(archive.extractfile(member), file, suffix=Path(member.name).suffix)
         except (tarfile.TarError, EOFError, lzma.LZMAError) as error:
-            raise _error(f"the package {package.name} is damaged: {error}") from error
+            raise _Missing(f"the package {package.name} is damaged: {error}") from error
     if unpacking.returncode:
-        raise _error(f"the package {package.name} is damaged")
+        raise _Missing(f"the package {package.name} is damaged")
 
 
 def _agent_part(path: Path) -> str | None:
@@ -296,12 +314,8 @@ def _copy(source: IO[bytes] | None, target: IO[bytes], *, suffix: str) -> None:
 
 def _without_zstd(data: bytes) -> bytes:
     if shutil.which("zstd") is None:
-        raise _error("the kernel's modules are compressed, and there is no zstd here")
+        raise _Missing("the kernel's modules are compressed, and there is no zstd here")
     done = subprocess.run(["zstd", "-dc"], input=data, capture_output=True, check=False)
     if done.returncode:
-        raise _error(f"zstd failed: {done.stderr.decode(errors='replace').strip()}")
+        raise _Missing(f"zstd failed: {done.stderr.decode(errors='replace').strip()}")
     return done.stdout
-
-
-def _error(message: str) -> Unsupported:
-    return Unsupported(f"no guest could be fetched: {message}", feature="guest", hint=_NEEDED)

@@ -6,8 +6,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from qmpsnap.errors import QmpsnapError
-from qmpsnap.testing.fetching import fetch, fetch_agent
+from qmpsnap.errors import Interrupted, QmpsnapError
+from qmpsnap.testing.fetching import agent_directory, fetch, fetch_agent, guest_directory
 from qmpsnap.testing.machine import find_guest_image
 
 __all__ = ["main"]
@@ -35,11 +35,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     verb = parser.parse_args(arguments).verb
     try:
         if verb == "fetch":
-            sys.stdout.write(f"{fetch()}\n{fetch_agent()}\n")
+            if not (guest_directory().is_dir() and agent_directory().is_dir()):
+                _say("downloading 30 MB by apt, which takes up to a minute")
+            for part in (fetch, fetch_agent):
+                sys.stdout.write(f"{part()}\n")
+                sys.stdout.flush()
         else:
             image = find_guest_image()
             sys.stdout.write(f"{image.kernel}\n{image.initrd}\n")
     except QmpsnapError as error:
-        sys.stderr.write(f"{error.message}\n" + (f"next: {error.hint}\n" if error.hint else ""))
+        _say(error.message, *([f"next: {error.hint}"] if error.hint else []))
         return error.exit_code
+    except KeyboardInterrupt:
+        _say("interrupted; the next call begins anew")
+        return Interrupted.exit_code
     return 0
+
+
+def _say(*lines: str) -> None:
+    sys.stderr.writelines(f"{line}\n" for line in lines)

@@ -4,6 +4,8 @@ import io
 import lzma
 import os
 import struct
+import subprocess
+import sys
 import tarfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -221,6 +223,16 @@ def test_fetch_says_which_directory_cannot_be_written_to(system, monkeypatch, tm
     assert "QMPSNAP_CACHE" in refused.value.hint
 
 
+def test_fetch_says_that_the_disk_is_full_when_apt_says_so(system, tmp_path):
+    (tmp_path / "bin" / "apt-get").write_text(
+        '#!/bin/sh\necho "E: Failed to fetch x  write (28: No space left on device)" >&2; exit 100\n'
+    )
+    with pytest.raises(InvalidTarget, match="guest': No space left on device") as refused:
+        fetch()
+    assert "QMPSNAP_CACHE" in refused.value.hint
+    assert [path.name for path in cache_directory().iterdir()] == ["guest.lock"]
+
+
 def test_main_prints_where_the_guest_is(system, capsys):
     assert main(["fetch"]) == 0
     assert main(["where"]) == 0
@@ -234,3 +246,34 @@ def test_main_ends_with_the_code_of_the_error(system, capsys, monkeypatch):
     monkeypatch.setenv("PATH", "/nonexistent")
     assert main(["fetch"]) == 3
     assert "next: put vmlinuz" in capsys.readouterr().err
+
+
+def test_main_says_that_it_downloads_only_when_it_does(system, capsys):
+    assert main(["fetch"]) == 0
+    assert capsys.readouterr().err == "downloading 30 MB by apt, which takes up to a minute\n"
+    assert main(["fetch"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_main_prints_the_guest_though_the_agent_cannot_be_fetched(system, capsys):
+    (system / "qemu-guest-agent").unlink()
+    assert main(["fetch"]) == 3
+    printed = capsys.readouterr()
+    assert printed.out == f"{cache_directory() / 'guest'}\n"
+    assert printed.err.splitlines()[1:] == [
+        "no guest agent could be fetched: the packages of the guest agent contain no qemu-ga",
+        "next: only a test that asks the guest agent needs it; all others run without it",
+    ]
+
+
+def test_main_interrupted_leaves_nothing_and_no_traceback(system, tmp_path):
+    (tmp_path / "bin" / "dpkg").write_text("#!/bin/sh\nkill -INT $PPID; exec sleep 60\n")
+    # A shell's background job ignores the signal, and its children inherit that.
+    program = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); sys.exit(main(['fetch']))"
+    )
+    words = ["-c", f"import sys; from qmpsnap.testing.guest_command import main; {program}"]
+    ended = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False)
+    assert ended.returncode == 130
+    assert ended.stderr.splitlines()[1:] == ["interrupted; the next call begins anew"]
+    assert [path.name for path in cache_directory().iterdir()] == ["guest.lock"]
