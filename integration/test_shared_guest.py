@@ -41,6 +41,21 @@ async def test_run_returns_what_the_guest_printed_and_raises_when_it_fails(guest
     assert await guest.run("echo still here") == "still here"
 
 
+async def test_what_a_script_leaves_running_prints_into_no_other_answer(guest):
+    later = "(while [ ! -e /tmp/go ]; do usleep 10000; done; echo late; touch /tmp/gone) &"
+    assert await guest.run(f"{later}\necho now") == "now"
+    assert (
+        await guest.run("touch /tmp/go; while [ ! -e /tmp/gone ]; do usleep 10000; done; echo next") == "next"
+    )
+
+
+async def test_script_that_is_killed_takes_all_that_it_has_started_with_it(guest):
+    await guest.run("sleep 8888 &")
+    with pytest.raises(GuestFailed, match="killed at its limit"):
+        await guest.run("setsid sleep 9998 & sleep 9999 | cat", limit=1)
+    assert await guest.run("ps -o args | grep '^sleep'") == "sleep 8888"
+
+
 async def test_guest_answers_the_next_client_when_one_left_in_the_middle_of_an_answer(vm, qmpsnap_directory):
     async with open_guest(qmpsnap_directory / PORT_NAME) as guest:
         with anyio.move_on_after(0.1) as left:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import math
 import os
 import time
 from collections.abc import AsyncIterator, Mapping
@@ -17,7 +16,8 @@ from anyio.abc import ByteStream
 
 from qmpsnap.errors import CommandFailed, GuestFailed
 from qmpsnap.run.agent import Agent
-from qmpsnap.testing.shell import MIB, Ran, Shell, check_script, shorten
+from qmpsnap.testing.shell import MIB, Ran, Shell, check_script, shorten, whole_seconds
+from qmpsnap.testing.shell_scripts import KILL_ALL
 from qmpsnap.testing.witness import Witness
 from qmpsnap.vm import VM
 
@@ -32,10 +32,11 @@ _POLLS_S: Final = (
     0.1,
 )  # and 0.2 from then on: the agent sends no event when a process ends
 # $1: limit, $2: bytes, $3: script. What the agent itself collects it cuts at 16 MiB.
-_WRAPPER: Final = """\
+_WRAPPER: Final = f"""{KILL_ALL}
 file=$(mktemp 2> /dev/null || mktemp -p /run 2> /dev/null || mktemp -p /dev/shm) || exit 126
-timeout -s KILL "$1" sh -c "$3" > "$file" 2>&1 < /dev/null
+QMPSNAP_RUN=$file timeout -s KILL "$1" sh -c "$3" > "$file" 2>&1 < /dev/null
 status=$?
+[ $status != 137 ] || kill_all "$file"
 head -c "$2" "$file"
 rm -f "$file"
 exit $status
@@ -63,7 +64,7 @@ class AgentShell(Shell):
         QGA: guest-exec, guest-exec-status.
         """
         check_script(script)
-        seconds = max(1, math.ceil(limit))
+        seconds = whole_seconds(limit)
         words = ["-c", _WRAPPER, "sh", str(seconds), str(most + 1), script]
         arguments = {"path": "/bin/sh", "arg": words, "capture-output": True}
         patience = seconds + _GRACE_S

@@ -11,7 +11,6 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-import math
 import os
 import re
 import secrets
@@ -23,7 +22,8 @@ import anyio
 from anyio.abc import ByteStream
 
 from qmpsnap.errors import GuestFailed
-from qmpsnap.testing.shell import MIB, Ran, Shell, check_script, shorten
+from qmpsnap.testing.shell import MIB, Ran, Shell, check_script, shorten, whole_seconds
+from qmpsnap.testing.shell_scripts import KILL_ALL
 from qmpsnap.testing.witness import Witness, without_codes
 from qmpsnap.vm import VM
 
@@ -43,7 +43,8 @@ _PASSWORD: Final = re.compile(r"[Pp]assword: ?$")
 _PROMPT: Final = re.compile(r"[#$%>] ?$")
 
 # An empty line ends a line that an earlier client has typed in part, and is answered.
-_LOOP: Final = r"""
+_LOOP: Final = (
+    r"""KILL_ALL
 file= last=
 part() {
     echo "$1 part $(dd if="$file" bs=PART skip=$2 count=1 2> /dev/null | sha256sum)"
@@ -63,14 +64,20 @@ while read -r word id limit most length; do
             rm -f "$file"
             file=$(mktemp 2> /dev/null || mktemp -p /run 2> /dev/null || mktemp -p /dev/shm) ||
                 { echo "$id nowhere"; continue; }
-            timeout -s KILL "$limit" sh -c "$(echo "$text" | base64 -d)" > "$file" 2>&1 < /dev/null
-            last="$id ended $? $(head -c "$most" "$file" | wc -c)"
+            script=$(echo "$text" | base64 -d)
+            QMPSNAP_RUN=$id timeout -s KILL "$limit" sh -c "$script" > "$file" 2>&1 < /dev/null
+            status=$?
+            [ $status != 137 ] || kill_all "$id"
+            last="$id ended $status $(head -c "$most" "$file" | wc -c)"
             echo; echo "$last"
             part "$id" 0 ;;
     esac
 done
 rm -f "$file"
-""".replace("PART", str(_PART_BYTES)).replace("READY", _READY)
+""".replace("KILL_ALL", KILL_ALL)
+    .replace("PART", str(_PART_BYTES))
+    .replace("READY", _READY)
+)
 
 
 class ConsoleShell(Shell):
@@ -88,7 +95,7 @@ class ConsoleShell(Shell):
         async with self._lock:
             with self._witness.watch(script):
                 try:
-                    return await self._execute(script, limit=max(1, math.ceil(limit)), most=most)
+                    return await self._execute(script, limit=whole_seconds(limit), most=most)
                 except TimeoutError as error:
                     message = f"the console did not answer {shorten(script)!r} within {limit + _GRACE_S:g} s"
                     raise await self._witness.explain(message, script) from error

@@ -21,7 +21,7 @@ import anyio
 
 from qmpsnap.errors import GuestFailed
 from qmpsnap.testing.guest_command import main
-from qmpsnap.testing.shell import MIB, Ran, Shell, check_script, output_of, shorten
+from qmpsnap.testing.shell import MIB, Ran, Shell, check_script, output_of, shorten, whole_seconds
 from qmpsnap.testing.witness import Witness
 from qmpsnap.testing.writer import BLOCK_BYTES, Writes
 from qmpsnap.vm import VM
@@ -57,7 +57,7 @@ class Guest(Shell):
     async def execute(self, script: str, *, limit: float = 30.0, most: int = MIB) -> Ran:
         """Run a shell script as `Shell.execute` says; the shell is busybox's."""
         check_script(script)
-        seconds = max(1, math.ceil(limit))
+        seconds = whole_seconds(limit)
         with self._witness.watch(script):
             return await self._ask(script, limit=seconds, most=most, patience=limit + _GRACE_S)
         raise AssertionError  # the watch raises when it ends the wait

@@ -9,6 +9,8 @@ import stat
 from collections.abc import Mapping
 from typing import Final
 
+from qmpsnap.testing.shell_scripts import KILL_ALL
+
 __all__ = ["LOADER", "MODULES", "PORT_NAME", "build_initramfs", "is_static_elf"]
 
 PORT_NAME: Final = "qmpsnap.guest"
@@ -59,10 +61,11 @@ while :; do setsid sh /bin/agent; usleep 100000; done
 """
 
 # One request: EOT, then "ID LIMIT MOST LENGTH SCRIPT" EOT. One answer: "ID begin", base64 lines, "ID STATUS".
-# At most MOST bytes of output are sent. LIMIT 0 is for short scripts of ours, a quarter of the price: they
-# have no limit, and print one line. A request that lost its end (the host went away) has the wrong length and
-# is dropped. While no host is there a read returns at once and a write waits; the kernel has no event for the
-# shell: hence the sleep.
+# At most MOST bytes of output are sent, from a new file, because what an earlier script has left running may
+# still write to its own. LIMIT 0 is for short scripts of ours, a quarter of the price: no limit, and they
+# print one line. A request that lost its end (the host went away) has the wrong length and is dropped. While
+# no host is there a read returns at once and a write waits; the kernel has no event for the shell: hence the
+# sleep.
 _AGENT: Final = r"""
 eot=$(printf '\004')
 for port in /sys/class/virtio-ports/*; do
@@ -71,7 +74,7 @@ for port in /sys/class/virtio-ports/*; do
 done
 [ "$name" = PORT_NAME ] || exit
 exec 3<> /dev/${port##*/}
-while :; do
+KILL_ALLwhile :; do
     IFS=' ' read -r -d "$eot" id limit most length script <&3 || { usleep 20000; continue; }
     [ "${#script}" = "$length" ] || continue
     if [ "$limit" = 0 ]; then
@@ -79,11 +82,13 @@ while :; do
         echo "$id $? $answer" >&3
         continue
     fi
-    timeout -s KILL "$limit" sh -c "$script" > /tmp/.answer 2>&1 < /dev/null 3>&-
+    rm -f /tmp/.answer
+    QMPSNAP_RUN=$id timeout -s KILL "$limit" sh -c "$script" > /tmp/.answer 2>&1 < /dev/null 3>&-
     status=$?
+    [ $status != 137 ] || kill_all "$id"
     { echo "$id begin"; head -c "$most" /tmp/.answer | base64; echo "$id $status"; } >&3
 done
-""".replace("PORT_NAME", PORT_NAME)
+""".replace("PORT_NAME", PORT_NAME).replace("KILL_ALL", KILL_ALL)
 
 # The agent of QEMU, if its files are there; its libraries are in the same directory.
 _QEMU_AGENT: Final = r"""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import math
 import os
 import secrets
 import shlex
@@ -23,7 +24,8 @@ from pathlib import Path
 from typing import Final
 
 from qmpsnap.errors import GuestFailed, InvalidTarget, TargetExists
-from qmpsnap.model.arguments import check, refuse
+from qmpsnap.model import arguments
+from qmpsnap.model.arguments import Text, check, refuse
 from qmpsnap.run.disk import in_thread
 
 __all__ = ["Ran", "Shell"]
@@ -62,8 +64,8 @@ class Shell(ABC):
 
         Args:
             script: For the guest's sh; at most 100 KiB, without NUL and EOT.
-            limit: Seconds of the guest's time after which the script is killed (rounded up). Its background
-                processes are not killed.
+            limit: Seconds of the guest's time after which the script is killed (rounded up), with all
+                processes that it has started. What it leaves running when it ends by itself is not killed.
             most: Bytes of its output that are returned, at most 8 MiB. In the guest, all of the output is
                 first written to a temporary file.
 
@@ -122,14 +124,20 @@ class Shell(ABC):
             GuestFailed: When the file exists and must not be replaced, or cannot be written; no part of it is
                 left then, unless the guest no longer answers.
         """
-        name = shlex.quote(path)
-        unfinished = shlex.quote(f"{path}.{secrets.token_hex(4)}.partial")
-        free = "" if replace else f"if [ -e {name} ] || [ -L {name} ]; then echo it exists; exit 1; fi\n"
+        name, unfinished = _quoted(path), _quoted(f"{path}.{secrets.token_hex(4)}.partial")
+        free = f"if [ -d {name} ]; then echo it is a directory; exit 1; fi\n"
+        if not replace:
+            free = f"if [ -e {name} ] || [ -L {name} ]; then echo it exists; exit 1; fi\n"
         await self.run(f"{free}umask 077 && : > {unfinished}")
         try:
             for at in range(0, len(data), _CHUNK_BYTES):
-                lines = base64.encodebytes(data[at : at + _CHUNK_BYTES]).decode()
-                await self.run(f"base64 -d >> {unfinished} <<'E'\n{lines}E\n", limit=_CHUNK_LIMIT_S)
+                part = data[at : at + _CHUNK_BYTES]
+                await self.run(
+                    f"base64 -d >> {unfinished} <<'E'\n{base64.encodebytes(part).decode()}E\n"
+                    # busybox's base64 ends with 0 on a full disk, too
+                    f"[ $(wc -c < {unfinished}) = {at + len(part)} ] || {{ echo the disk is full; exit 1; }}",
+                    limit=_CHUNK_LIMIT_S,
+                )
             await self.run(
                 f"set -- $(sha256sum < {unfinished})\n"
                 f'[ "$1" = {hashlib.sha256(data).hexdigest()} ] || {{ echo not written as sent; exit 1; }}\n'
@@ -193,7 +201,7 @@ class Shell(ABC):
 
     async def _parts(self, path: str, most: int) -> AsyncIterator[bytes]:
         """Yield a file in parts; raise at the end if their checksum is not that of the file."""
-        name = shlex.quote(path)
+        name = _quoted(path)
         words = (await self.run(f"[ -f {name} ] || {{ echo no such file; exit 1; }}\nwc -c < {name}")).split()
         size = int(words[-1]) if words and words[-1].isdecimal() else -1
         if not 0 <= size <= most:
@@ -228,6 +236,16 @@ def output_of(script: str, ran: Ran) -> bytes:
     raise GuestFailed(message, script=script, status=ran.status, output=text)
 
 
+def _quoted(path: str) -> str:
+    """Return a path of the guest as a word of its shell, which no command takes for an option.
+
+    Raises:
+        BadArgument: When it is empty, or cannot be sent.
+    """
+    check("path", path, Text)
+    return shlex.quote(path if path.startswith("/") else f"./{path}")
+
+
 def shorten(script: str) -> str:
     """Return the beginning of a script, for a message."""
     return script if len(script) <= 80 else script[:77] + "..."
@@ -240,10 +258,25 @@ def check_script(script: str) -> None:
         BadArgument: When it is too long, or holds NUL or EOT.
     """
     check("script", script, str)
-    if len(script.encode()) > _SCRIPT_BYTES:
+    try:
+        encoded = script.encode()
+    except UnicodeEncodeError:
+        refuse("script", shorten(script), "a script for the guest must be UTF-8")
+    if len(encoded) > _SCRIPT_BYTES:
         refuse("script", shorten(script), f"a script for the guest has at most {_SCRIPT_BYTES} bytes")
     if "\0" in script or "\x04" in script:
         refuse("script", shorten(script), "a script for the guest must not contain NUL or EOT")
+
+
+def whole_seconds(limit: float) -> int:
+    """Return a limit as the guest's `timeout` takes it: rounded up, at least 1.
+
+    Raises:
+        BadArgument: When it is not a number of seconds.
+    """
+    if arguments.number("limit", limit, zero=True) == math.inf:
+        refuse("limit", limit, "give seconds")
+    return max(1, math.ceil(limit))
 
 
 def _read(source: Path, most: int) -> tuple[int, bytes]:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from qmpsnap.errors import BadArgument, GuestFailed, InvalidTarget, TargetExists
-from qmpsnap.testing.shell import Ran
+from qmpsnap.testing.shell import Ran, whole_seconds
 from tests.testing.shells import HostShell
 
 CONTENTS = [b"", b"\0\xff\r\n", bytes(range(256)) * 260]
@@ -30,6 +30,38 @@ async def test_write_file_replaces_a_file_only_when_asked(tmp_path):
     assert file.read_text() == "old"
     await HostShell().write_file(str(file), b"new", replace=True)
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("file", "new")]
+
+
+@pytest.mark.parametrize("replace", [False, True])
+async def test_write_file_refuses_a_directory_and_puts_nothing_into_it(tmp_path, replace):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    for name in ("real", "link"):
+        with pytest.raises(GuestFailed, match=r"it exists|it is a directory"):
+            await HostShell().write_file(str(tmp_path / name), b"x", replace=replace)
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == ["link", "real"]
+
+
+async def test_file_may_be_called_like_an_option(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    await HostShell().write_file("-n", b"data")
+    assert await HostShell().read_file("-n") == b"data"
+    assert [path.name for path in tmp_path.iterdir()] == ["-n"]
+
+
+async def test_write_file_ends_at_the_first_part_that_the_disk_does_not_take(tmp_path):
+    class Full(HostShell):
+        parts = 0
+
+        async def execute(self, script, **options):
+            self.parts += "base64" in script
+            full = 'base64() { command base64 "$@" | head -c 10; }'  # as busybox's, which ends with 0
+            return await super().execute(f"{full}\n{script}", **options)
+
+    shell = Full()
+    with pytest.raises(GuestFailed, match="the disk is full"):
+        await shell.write_file(str(tmp_path / "file"), bytes(300_000))
+    assert (shell.parts, list(tmp_path.iterdir())) == (1, [])
 
 
 async def test_copy_out_replaces_a_file_only_when_asked(tmp_path):
@@ -85,7 +117,7 @@ async def test_copy_out_says_where_it_cannot_write(tmp_path):
 async def test_write_file_leaves_nothing_when_it_was_not_written_as_sent(tmp_path):
     def damage(ran: Ran) -> Ran:
         for path in tmp_path.iterdir():
-            path.write_bytes(b"other")
+            path.write_bytes(path.read_bytes()[::-1])
         return ran
 
     with pytest.raises(GuestFailed, match="not written as sent"):
@@ -108,7 +140,18 @@ async def test_run_raises_unless_all_went_well(ran, reason):
     assert (failed.value.script, failed.value.status) == ("true", ran.status)
 
 
-@pytest.mark.parametrize("script", ["echo \0", "echo \x04", "x" * 200_000, b"true"])
+@pytest.mark.parametrize("script", ["echo \0", "echo \x04", "x" * 200_000, b"true", "echo \udcff"])
 async def test_run_refuses_what_cannot_be_sent(script):
     with pytest.raises(BadArgument):
         await HostShell().run(script)
+
+
+@pytest.mark.parametrize("limit", [-1, float("nan"), float("inf"), "1", None])
+def test_limit_is_a_number_of_seconds(limit):
+    with pytest.raises(BadArgument):
+        whole_seconds(limit)
+
+
+@pytest.mark.parametrize(("limit", "seconds"), [(0, 1), (0.5, 1), (1, 1), (1.01, 2)])
+def test_limit_is_rounded_up(limit, seconds):
+    assert whole_seconds(limit) == seconds
