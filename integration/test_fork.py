@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
+import shutil
+import stat
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import anyio
 import pytest
@@ -12,7 +16,7 @@ import pytest
 import qmpsnap
 from integration.known_images import KIB, MIB, content, overwritten
 from integration.machines import CHEAP, SOON, blockdev, listing
-from qmpsnap.errors import ConnectFailed, Incomplete, NotFound, Unsupported
+from qmpsnap.errors import Changed, ConnectFailed, Incomplete, NotFound, Unsupported
 from qmpsnap.run.session_target import SessionTarget
 
 pytestmark = pytest.mark.timeout(60)
@@ -158,6 +162,40 @@ async def test_clone_is_forked_too_although_qemu_cannot_follow_the_writes_to_its
                 async for grandchild in grandchildren:
                     assert (await grandchild.vm.status()).running
             assert (await child.vm.graph()).chains() == before
+
+
+def everybody_may_use_userfaultfd():
+    with contextlib.suppress(OSError):
+        if Path("/proc/sys/vm/unprivileged_userfaultfd").read_text() == "1\n":
+            return True
+    with contextlib.suppress(OSError):
+        return bool(Path("/dev/userfaultfd").stat().st_mode & stat.S_IROTH)
+    return False
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can start QEMU as another user")
+@pytest.mark.skipif(everybody_may_use_userfaultfd(), reason="every user may use userfaultfd here")
+async def test_machine_is_forked_although_its_user_may_not_use_userfaultfd(qemu, temporary):
+    """So it is with a user's QEMU on most hosts."""
+    temporary.chmod(0o711)
+    place = temporary / "images"
+    place.mkdir()
+    base = qemu.create(place / "base.qcow2")
+    for path in (place, base):
+        shutil.chown(path, "nobody")
+    ours = [word for word in map(str, (qemu.system, *CHEAP, *blockdev("vda", base))) if word != "-S"]
+    user = ["-runas", "nobody"] if qemu.short == "7.2" else ["-run-with", "user=nobody"]
+    async with qmpsnap.launch([*ours, *user]) as vm:
+        await vm.cont()
+        with pytest.raises(Unsupported, match="its user may not use userfaultfd") as caught:
+            await vm.checkpoint("c1", mode="background")
+        assert (caught.value.changed, "--mode in-place" in caught.value.hint) == (Changed.NO, True)
+        async with vm.fork(1, launcher=lambda start: qmpsnap.launch(ours, start=start)) as children:
+            async for child in children:
+                assert (await child.vm.status()).running
+        assert (await vm.graph()).chains() == {"vda": (base,)}
+        assert (await vm.status()).running
+    assert listing(temporary) == ["images/base.qcow2"]
 
 
 @pytest.mark.parametrize("how", ["early", "error", "cancelled"])

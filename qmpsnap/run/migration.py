@@ -33,7 +33,18 @@ _FEW_BYTES = 1000  # more memory than this is written only once the devices' sta
 _LOOK = 0.001  # seconds between two looks while the guest stands still: no event tells of the pages
 _AGAIN = 0.25  # seconds between two looks else, should an event have been missed
 _MOMENT = 30.0  # seconds for what QEMU does in a moment; where it hangs, we do not hang with it
-_UNFOLLOWED = "not compatible with guest memory"  # of 7.2, 10.0 and 11.1
+# Why QEMU (7.2, 10.0 and 11.1) cannot follow the writes to the guest's memory, and what to do about it. It
+# needs userfaultfd, of which the kernel says no more than yes or no.
+_UNFOLLOWED = {
+    "not compatible with guest memory": (
+        "it is mapped from a file, as that of a clone is",
+        "use --mode in-place",
+    ),
+    "not supported by host kernel": (
+        "its user may not use userfaultfd",
+        "use --mode in-place, or give that user access to /dev/userfaultfd (QEMU 8.1 or later)",
+    ),
+}
 _SETTLE = 0.5  # seconds that the thread of a migration needs to end after it has `completed`
 
 
@@ -107,14 +118,14 @@ class Migrations:
         try:
             await self._session.change(step.command, step.arguments)
         except CommandFailed as error:
-            if _UNFOLLOWED not in error.desc:
-                raise
-            raise Unsupported(
-                "QEMU cannot save this guest's memory while it runs, because it is mapped from a file, as "
-                f"that of a clone is ({error.desc})",
-                feature="background-snapshot",
-                hint="use --mode in-place",
-            ) from error
+            for text, (reason, hint) in _UNFOLLOWED.items():
+                if text in error.desc:
+                    raise Unsupported(
+                        f"QEMU cannot save this guest's memory while it runs: {reason} ({error.desc})",
+                        feature="background-snapshot",
+                        hint=hint,
+                    ) from error
+            raise
 
     async def begin(self, step: Step) -> None:
         """Begin to write or to read VM state."""
