@@ -3,6 +3,8 @@ from __future__ import annotations
 import base64
 import re
 import struct
+import time
+from itertools import chain
 
 import pytest
 
@@ -10,7 +12,7 @@ from qmpsnap.errors import GuestFailed, Unsupported
 from qmpsnap.testing.drawing import graph
 from qmpsnap.testing.fake import FakeTarget
 from qmpsnap.testing.shell import MIB, Ran, Shell
-from qmpsnap.testing.wake import seeder, wake, wake_by_agent, wake_guest
+from qmpsnap.testing.wake import wake, wake_by_agent, wake_guest
 from qmpsnap.vm import VM
 
 
@@ -26,23 +28,28 @@ class Recorder(Shell):
         return Ran(self.statuses.pop(0) if self.statuses else 0, b"")
 
 
-def test_seeder_is_a_program_that_ends_with_its_data():
-    program = seeder(b"0123456789abcdef")
-    kind, machine, entry = struct.unpack_from("<HH4xQ", program, 16)
-    offset, address, size = struct.unpack_from("<QQ8xQ", program, 64 + 8)
-    assert (program[:4], kind, machine, offset, size) == (b"\x7fELF", 2, 62, 0, len(program))
-    assert program[entry - address] == 0xB8  # mov eax, ...
-    assert program.endswith(b"/dev/urandom\0" + struct.pack("<ii", 128, 16) + b"0123456789abcdef")
-
-
 async def test_wake_gives_each_guest_another_seed_and_sets_the_clock():
     shells = Recorder(), Recorder()
+    earlier = time.time_ns()
     for shell in shells:
         await wake(shell)
-    programs = [base64.b64decode(re.findall(r"echo (\S+) \|", shell.scripts[0])[0]) for shell in shells]
-    assert programs[0][:-64] == programs[1][:-64]
+    programs = [
+        base64.b64decode(re.findall(r"echo (\S+) \|", script)[0])
+        for script in chain(*(shell.scripts for shell in shells))
+    ]
+    times = [struct.unpack_from("<qq", program, len(program) - 64 - 8 - 16) for program in programs]
+    assert programs[0][: -64 - 8 - 16] == programs[1][: -64 - 8 - 16]
     assert programs[0][-64:] != programs[1][-64:]
-    assert [shell.scripts[1].startswith("date -u -s @") for shell in shells] == [True, True]
+    assert [earlier <= s * 10**9 + ns <= time.time_ns() for s, ns in times] == [True, True]
+
+
+async def test_wake_sets_only_the_clock_or_the_seed():
+    clock, seed = Recorder(), Recorder()
+    await wake(clock, seed=False)
+    await wake(seed, clock=False)
+    assert [script[:13] for script in clock.scripts] == ["date -u -s @1"]
+    (program,) = (base64.b64decode(re.findall(r"echo (\S+) \|", script)[0]) for script in seed.scripts)
+    assert program[-64 - 8 - 13 : -64 - 8] == b"/dev/urandom\0"  # no time between path and pool
 
 
 async def test_wake_sets_what_it_is_asked_for():
