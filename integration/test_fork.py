@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import shutil
+import signal
 import stat
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,7 +17,16 @@ import pytest
 import qmpsnap
 from integration.known_images import KIB, MIB, content, overwritten
 from integration.machines import CHEAP, SOON, blockdev, listing
-from qmpsnap.errors import Changed, ConnectFailed, Incomplete, NotFound, Unsupported
+from qmpsnap.errors import (
+    Changed,
+    ConnectFailed,
+    FileMoved,
+    Incomplete,
+    InvalidTarget,
+    LinkLost,
+    NotFound,
+    Unsupported,
+)
 from qmpsnap.run.session_target import SessionTarget
 
 pytestmark = pytest.mark.timeout(60)
@@ -215,3 +225,61 @@ async def test_fork_that_is_left_early_leaves_nothing(qemu, images, tmp_path, ho
         assert listing(tmp_path) == before
         assert (await vm.graph()).chains() == {"vda": tuple(vda.files)}
         assert (await vm.status()).running
+
+
+@pytest.mark.parametrize("how", ["well", "memory", "cancelled", "moved", "killed"])
+async def test_helper_and_children_start_while_the_memory_is_written(
+    qemu, images, tmp_path, how, monkeypatch
+):
+    """The checkpoint is not complete before a child's QEMU is up; if it fails, nothing of it is left."""
+    vda, perform, up, pids = images("base <- s1", folder="a"), SessionTarget.perform, anyio.Event(), []
+    place, base, other = (tmp_path / name for name in ("place", "a/base.qcow2", "a/moved.qcow2"))
+    place.mkdir()
+    async with parent(qemu, vda.active) as vm:
+        await write(vm, *WRITE)
+        before, chains, scope = listing(tmp_path), (await vm.graph()).chains(), anyio.CancelScope()
+
+        @asynccontextmanager
+        async def launcher(start):
+            async with vm.launcher(start) as started:
+                pids.append(started.pid)
+                if not start.memory.share:
+                    up.set()
+                yield started
+
+        async def performed(target, step):
+            if step.command == "await-closed" and target is vm._target and not up.is_set():
+                with anyio.fail_after(30):
+                    await up.wait()
+                if how == "memory":
+                    raise InvalidTarget("no room", file="checkpoint")
+                if how == "cancelled":
+                    scope.cancel()
+                if how == "moved":
+                    base.rename(other)
+                if how == "killed":
+                    os.kill(pids[0], signal.SIGKILL)
+            return await perform(target, step)
+
+        async def views(name):
+            try:
+                return await type(vm).views(vm, name)
+            finally:
+                if how == "moved":
+                    other.rename(base)
+
+        monkeypatch.setattr(SessionTarget, "perform", performed)
+        monkeypatch.setattr(vm, "views", views)
+        alive = []
+        error = {"memory": InvalidTarget, "moved": FileMoved, "killed": LinkLost}.get(how)
+        with scope, pytest.raises(error) if error else contextlib.nullcontext():
+            async with vm.fork(2, launcher=launcher, directory=place) as children:
+                alive += [(await child.vm.status()).running async for child in children]
+        assert (alive, scope.cancelled_caught) == ([True, True] if how == "well" else [], how == "cancelled")
+        assert len(pids) >= 2
+        assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+        assert (listing(tmp_path), list(place.iterdir())) == (before, [])
+        assert ((await vm.graph()).chains(), (await vm.moments()).moments) == (chains, ())
+        assert ((await vm.status()).running, await vm.jobs.interrupted()) == (True, ())
+    assert qemu.read(vda.active) == overwritten(content(2), WRITE)
+    qemu.check_chain(*vda.files[::-1])

@@ -12,7 +12,7 @@ from integration.known_images import KIB, MIB, content, overwritten
 from integration.machines import CHEAP, blockdev, listing
 from integration.states import status
 from qmpsnap.errors import ConnectFailed, MachineDiffers, NotFound, Unsupported
-from qmpsnap.helper import loaded
+from qmpsnap.helper import loaded, source_of
 
 WRITE, LATER = (0xA1, 6 * MIB, 64 * KIB), (0xA2, 6 * MIB, 32 * KIB)
 
@@ -47,7 +47,9 @@ async def test_helper_loads_a_checkpoint_of_each_mode_and_leaves_nothing(qemu, t
             chains = (await vm.graph()).chains()
             for mode in ("stop", "background", "in-place"):
                 seen = []
-                async with loaded(vm, mode, launcher(qemu, seen=seen), directory=str(place)) as helper:
+                async with loaded(
+                    await source_of(vm, mode), launcher(qemu, seen=seen), directory=str(place)
+                ) as helper:
                     (start,) = seen
                     assert start.incoming is (mode != "in-place")
                     assert not (await helper.status()).running
@@ -85,11 +87,11 @@ async def test_helper_refuses_and_cleans_up(qemu, two, machine, tmp_path):
             ]
             for name, start, error, text in cases:
                 with pytest.raises(error, match=text):
-                    async with loaded(vm, name, start, directory=str(place)):
+                    async with loaded(await source_of(vm, name), start, directory=str(place)):
                         raise AssertionError
                 assert list(place.iterdir()) == []
             with anyio.CancelScope() as scope:
-                async with loaded(vm, "c1", launcher(qemu), directory=str(place)):
+                async with loaded(await source_of(vm, "c1"), launcher(qemu), directory=str(place)):
                     scope.cancel()
                     await anyio.sleep_forever()
             assert scope.cancelled_caught

@@ -16,7 +16,7 @@ import pytest
 import qmpsnap
 from integration.cli import ROOT
 from integration.machines import CHEAP, SOON, blockdev
-from qmpsnap.helper import loaded
+from qmpsnap.helper import loaded, source_of
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -141,5 +141,5 @@ async def test_script_of_the_guide_starts_another_qemu_that_loads_a_checkpoint(q
         async with vm.reverted("c1", launcher) as new:
             assert new.launcher is launcher
             assert (await new.graph()).disks["vda"].layers[1].file == disk
-        async with loaded(vm, "c1", launcher) as helper:
+        async with loaded(await source_of(vm, "c1"), launcher) as helper:
             assert len((await helper.graph()).disks["vda"].layers) == 2

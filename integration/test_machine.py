@@ -16,7 +16,7 @@ from integration.known_images import QEMUS
 from integration.machines import SOON
 from qmpsnap import launched
 from qmpsnap.errors import GuestFailed
-from qmpsnap.helper import loaded
+from qmpsnap.helper import loaded, source_of
 from qmpsnap.testing.guest import Guest
 from qmpsnap.testing.initramfs import PORT_NAME
 from qmpsnap.testing.machine import guest_machine
@@ -115,7 +115,7 @@ async def test_another_one_loads_a_checkpoint_into_memory_that_is_a_file(qemu, t
     memory = qmpsnap.GuestMemory(file=str(file), size_bytes=64 << 20, share=True)
     async with qmpsnap.launch(machine) as vm:
         await vm.checkpoint("c1")
-        async with loaded(vm, "c1", vm.launcher, memory=memory) as helper:
+        async with loaded(await source_of(vm, "c1"), vm.launcher, memory=memory) as helper:
             assert (await helper.status()).state == "prelaunch"  # as the first was
             assert file.stat().st_size == 64 << 20
 
@@ -127,7 +127,7 @@ async def test_another_one_of_a_command_line_has_that_file_in_place_of_its_own_m
     memory = qmpsnap.GuestMemory(file=str(tmp_path / "memory"), size_bytes=64 << 20, share=True)
     async with qmpsnap.launch(argv) as vm:
         await vm.checkpoint("c1")
-        async with loaded(vm, "c1", vm.launcher, memory=memory) as helper:
+        async with loaded(await source_of(vm, "c1"), vm.launcher, memory=memory) as helper:
             assert (await helper.status()).state == "prelaunch"  # as the first was
             assert (tmp_path / "memory").stat().st_size == 64 << 20
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import posixpath
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -18,6 +19,7 @@ from qmpsnap.one_machine import M, OneMachine, Starter
 from qmpsnap.plan.intent import Load
 from qmpsnap.run import template_files
 from qmpsnap.run.disk import in_thread
+from qmpsnap.waking import ENDED, Waker, woken
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +82,21 @@ async def resume(clone: Waiting[M], record: TemplateRecord, directory: str) -> N
     """
     await in_thread(partial(template_files.refuse_changed, directory, record))
     load = Load(record.name, record.kept_state(directory), clone.disks, mapped=True, resume=True)
-    await clone.vm.run(await clone.vm.plan(load))
+    await clone.vm.do(load)
+
+
+async def wake_clone(vm: M, wake: Waker[M] | None, *, of: str) -> None:
+    """Call the hook, if there is one, with a clone whose guest runs.
+
+    Args:
+        vm: The machine, which ends if the hook fails.
+        wake: The hook.
+        of: Name of the template.
+
+    Raises:
+        Incomplete: When the hook raises an error, which is the cause.
+    """
+    await woken(vm, wake, what=f"the start of a clone of {of!r}", hint=ENDED)
 
 
 async def refuse_other_memory(vm: OneMachine, memory: GuestMemory) -> None:
@@ -96,14 +112,17 @@ async def refuse_other_memory(vm: OneMachine, memory: GuestMemory) -> None:
         (f"/objects/{RAM_ID}", "mem-path"): memory.file,
         (f"/objects/{RAM_ID}", "share"): memory.share,
     }
-    problems = []
-    for (path, name), value in expected.items():
+
+    async def differs(path: str, name: str, value: object) -> str:
         try:
             actual = await vm.execute("qom-get", {"path": path, "property": name})
         except CommandFailed as error:
             actual = error.desc
-        if actual not in {value, f"/objects/{value}"}:
-            problems.append(f"{name} of {path} is {actual!r}, not {value!r}")
+        same = actual in {value, f"/objects/{value}"}
+        return "" if same else f"{name} of {path} is {actual!r}, not {value!r}"
+
+    answers = await asyncio.gather(*(differs(*where, value) for where, value in expected.items()))
+    problems = [answer for answer in answers if answer]
     if problems:
         raise MachineDiffers(
             f"the launcher did not use the memory that it was given: {'; '.join(problems)}",

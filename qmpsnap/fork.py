@@ -13,19 +13,20 @@ from typing import TYPE_CHECKING, Final, Generic
 
 import anyio
 
-from qmpsnap.cloning import resume, waiting
+from qmpsnap.cloning import resume, waiting, wake_clone
 from qmpsnap.errors import QmpsnapError
+from qmpsnap.helper import source_of
 from qmpsnap.model.parse_machine import parse_memory
 from qmpsnap.model.start import GuestMemory
 from qmpsnap.model.view import DiskView
 from qmpsnap.one_machine import M, OneMachine, Starter
-from qmpsnap.own_checkpoint import take, take_back
+from qmpsnap.own_checkpoint import Own, own
 from qmpsnap.run.disk import in_thread, made_in_thread
 from qmpsnap.run.fast_place import fast_place
 from qmpsnap.run.log import get_logger
 from qmpsnap.run.scratch import Scratch
 from qmpsnap.template import Template, template_of
-from qmpsnap.waking import ENDED, Waker, woken
+from qmpsnap.waking import Waker
 
 if TYPE_CHECKING:
     from anyio.abc import TaskGroup
@@ -69,7 +70,7 @@ class Children(Generic[M]):
         standstill_s: Seconds for which the guest was paused; None: the fork is from an earlier checkpoint.
     """
 
-    def __init__(self, count: int, standstill_s: float | None) -> None:
+    def __init__(self, count: int, standstill_s: float | None = None) -> None:
         self.count = count
         self.standstill_s = standstill_s
         self._children: list[Child[M]] = []
@@ -138,8 +139,7 @@ class _Fork(Generic[M]):
                     assert self._template is not None  # noqa: S101 - it is set first
                     async with self._turns:
                         await resume(clone, self._template.record, self._template.directory)
-                    what = f"the start of a clone of {self._template.name!r}"
-                    await woken(clone.vm, self._wake, what=what, hint=ENDED)
+                    await wake_clone(clone.vm, self._wake, of=self._template.name)
                 self._starting.discard(scope)
                 if not scope.cancelled_caught:
                     self._children.tell(Child(number, clone.vm))
@@ -173,7 +173,8 @@ async def fork(
         vm: The machine.
         count: Number of machines to start.
         launcher: Starts each of them, and the helper QEMU.
-        of: The checkpoint's name; "": a checkpoint is taken, and deleted at the end.
+        of: The checkpoint's name; "": a checkpoint is taken, and deleted at the end. The QEMUs of the helper
+            and of the children start while its memory is written.
         directory: Directory for the temporary files; "": the system's.
         wake: Called with each of them once its guest runs; None: no function.
     """
@@ -181,28 +182,30 @@ async def fork(
         place = await _scratch(stack, directory)
         fast = "" if directory else await _fast_place(vm)
         memory_place = await _scratch(stack, fast) if fast else place
-        name, standstill = of, None
-        if not of:
-            name = f"{_PREFIX}{secrets.token_hex(4)}"
-            memory = posixpath.join(memory_place.path, "checkpoint") if fast else ""
-            plan, taken = await take(vm, name, memory=memory)
-            standstill = taken.standstill_s
-            stack.push_async_exit(lambda _, error, __: take_back(vm, name, plan, error))
-        where = posixpath.join(memory_place.path, "template")
-        children: Children[M] = Children(count, standstill)
+        children: Children[M] = Children(count)
         starter = _Fork(children, launcher, place.path, wake)
+        checkpoint: Own | None = None
+        if not of:
+            memory = posixpath.join(memory_place.path, "checkpoint") if fast else ""
+            name = f"{_PREFIX}{secrets.token_hex(4)}"
+            checkpoint = await stack.enter_async_context(own(vm, name, memory=memory))
         failure: Exception | None = None
         async with anyio.create_task_group() as tasks:
             try:
-                template = await template_of(
-                    vm,
-                    name,
-                    where,
-                    launcher,
+                make = partial(
+                    template_of,
+                    directory=posixpath.join(memory_place.path, "template"),
+                    launcher=launcher,
                     scratch=place.path,
                     lasting=False,
                     began=partial(starter.begin, tasks),
                 )
+                if checkpoint is None:
+                    template = await make(await source_of(vm, of))
+                else:
+                    template = await checkpoint.take_while(make)
+                    assert checkpoint.done is not None  # noqa: S101 - it was taken
+                    children.standstill_s = checkpoint.done.standstill_s
                 stack.push_async_callback(_remove, template)
                 await stack.enter_async_context(template.in_use())
                 starter.complete(template)

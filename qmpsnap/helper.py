@@ -5,6 +5,7 @@ from __future__ import annotations
 import posixpath
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from functools import partial
 
 import anyio
@@ -24,6 +25,36 @@ from qmpsnap.run.images import Images
 from qmpsnap.run.scratch import Scratch
 
 
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A checkpoint that a helper QEMU loads, which may not be complete yet.
+
+    Attributes:
+        name: Its name.
+        views: How each disk is read.
+        memory_bytes: Size of the guest's memory.
+        stream: Whether its memory is in a stream, for which a QEMU is started with `-incoming`.
+        state: Returns where its VM state is, once it is complete.
+    """
+
+    name: str
+    views: Sequence[DiskView]
+    memory_bytes: int
+    stream: bool
+    state: Callable[[], Awaitable[KeptState]]
+
+
+async def source_of(vm: OneMachine, name: str) -> Source:
+    """Return a checkpoint that exists; refuse what `loaded` refuses."""
+    state = await kept_state(vm, name)
+
+    async def complete() -> KeptState:
+        return state
+
+    views = await vm.views(name)
+    return Source(name, views, state.fingerprint.memory, state.mode != "in-place", complete)
+
+
 def choose_launcher(given: Starter[M] | None, own: Starter[M] | None) -> Starter[M]:
     """Return the caller's launcher, or else the machine's or template's own.
 
@@ -38,8 +69,7 @@ def choose_launcher(given: Starter[M] | None, own: Starter[M] | None) -> Starter
 
 @asynccontextmanager
 async def loaded(
-    vm: OneMachine,
-    name: str,
+    source: Source,
     launcher: Starter[M],
     *,
     memory: GuestMemory | None = None,
@@ -53,8 +83,7 @@ async def loaded(
     them. The machine itself is not changed, and keeps running.
 
     Args:
-        vm: The machine.
-        name: The checkpoint's name.
+        source: The checkpoint; the QEMU is started at once, and loads it as soon as it is complete.
         launcher: Starts the QEMU.
         memory: The file that becomes its memory; None: memory as the machine has it.
         directory: Directory for the temporary files; "": the system's.
@@ -64,23 +93,16 @@ async def loaded(
         The QEMU, its guest paused as it was at the checkpoint.
 
     Raises:
-        NotFound, AmbiguousName: When no checkpoint has the name, or more than one has it.
-        Unsupported: When its memory is not in a separate file, or its layers cannot be opened by another
-            QEMU.
-        NotInChain: When a layer no longer holds it.
         MachineDiffers: When the launcher starts another machine; `.differences` names how.
         InvalidTarget: When its memory is missing, incomplete, or not the checkpoint's.
         Refused, TargetError: As the launcher does.
     """
-    state = await kept_state(vm, name)
-    views = await vm.views(name)
-    async with throwaway(views, directory) as (disks, place):
-        in_place = state.mode == "in-place"
-        start = Start(disks=disks, memory=memory, incoming=not in_place, paused=True, directory=place)
+    async with throwaway(source.views, directory) as (disks, place):
+        start = Start(disks=disks, memory=memory, incoming=source.stream, paused=True, directory=place)
         async with launcher(start) as helper:
             if started is not None:
                 await started(helper)
-            await helper.run(await helper.plan(Load(name, state, disks)))
+            await helper.do(Load(source.name, await source.state(), disks))
             yield helper
 
 

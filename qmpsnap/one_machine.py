@@ -44,6 +44,9 @@ class OneMachine(Protocol):
     async def plan(self, intent: Intent) -> Plan:
         """Plan an intent."""
 
+    async def do(self, intent: Intent, hooks: Hooks | None = None, *, wait: bool = False) -> Done:
+        """Plan an intent and run the plan at once."""
+
     async def run(self, plan: Plan, hooks: Hooks | None = None, *, wait: bool = False) -> Done:
         """Run a plan."""
 

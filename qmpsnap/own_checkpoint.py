@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager, suppress
 from functools import partial
-from typing import Final
+from pathlib import Path
+from typing import Final, TypeVar
 
 import anyio
 
@@ -18,16 +20,22 @@ from qmpsnap.errors import (
     QmpsnapError,
     Unsupported,
 )
+from qmpsnap.helper import Source, kept_state, source_of
 from qmpsnap.model.hints import command
+from qmpsnap.model.kept_state import KeptState
+from qmpsnap.model.step import Step
+from qmpsnap.model.view import DiskView
 from qmpsnap.one_machine import OneMachine
+from qmpsnap.plan import view
 from qmpsnap.plan.intent import Checkpoint, Commit, Delete
 from qmpsnap.plan.plan import Plan
 from qmpsnap.run.disk import in_thread
 from qmpsnap.run.log import get_logger
 from qmpsnap.run.memory_files import remove_state_file
-from qmpsnap.run.outcome import Done
+from qmpsnap.run.outcome import Done, Hooks
 
 _log = get_logger("qmpsnap.template")
+T = TypeVar("T")
 _UNDO_LIMIT: Final = 30.0  # seconds in which an overlay must be merged back after the caller's cancellation
 
 
@@ -62,34 +70,155 @@ async def _planned(vm: OneMachine, checkpoint: Checkpoint) -> Plan:
         raise
 
 
-async def take(vm: OneMachine, name: str, *, memory: str = "") -> tuple[Plan, Done]:
-    """Take a checkpoint as `planned` plans it.
+class Own:
+    """A checkpoint that is taken inside a block, and deleted at its end unless it is kept.
 
-    After a failure or a cancellation it is deleted again: see `take_back`.
-
-    Returns:
-        Its plan, and its result.
+    Attributes:
+        name: Its name.
+        plan: Its plan.
+        done: Its result, once it was taken.
     """
-    plan = await planned(vm, name, memory=memory)
-    try:
-        return await _taken(vm, name, plan)
-    except Unsupported:  # only now QEMU says whether it can follow the writes to such memory
-        if not isinstance(plan.intent, Checkpoint) or plan.intent.mode != "background":
+
+    def __init__(self, vm: OneMachine, name: str, plan: Plan) -> None:
+        self.name = name
+        self.plan = plan
+        self.done: Done | None = None
+        self._vm = vm
+        self._stays = False  # whether there is anything of it to delete
+        self._covered = anyio.Event()
+        self._complete = anyio.Event()
+        self._state: KeptState | None = None
+        self._views: tuple[DiskView, ...] = ()  # how the disks will be read, if work may begin early
+
+    async def take(self) -> Done:
+        """Take it."""
+        try:
+            self.done = await self._take()
+        except QmpsnapError as error:
+            if error.changed is Changed.YES and not isinstance(error, LinkLost):  # its overlays were put on
+                error.changed, error.left = Changed.NO, ()  # unless it stays
+                self._stays = True
             raise
-    return await _taken(vm, name, await _planned(vm, Checkpoint(name, "in-place")))
+        except BaseException:  # once its overlays were there it may be complete nevertheless
+            self._stays = True
+            raise
+        self._stays = True
+        self._complete.set()
+        return self.done
+
+    async def take_while(self, work: Callable[[Source], Awaitable[T]]) -> T:
+        """Take it, and begin with work on it as soon as its overlays are on; return the work's result.
+
+        If it cannot be taken, the work is cancelled, and has ended when this raises. If the work fails, it is
+        taken nevertheless.
+
+        Args:
+            work: Called with the checkpoint, whose memory is still being written.
+
+        Raises:
+            InvalidTarget: When the layers are not those with which the work began.
+            Exception: What taking it, or else the work, raises.
+        """
+        self._views = await self._foreseen()
+        results: list[T] = []
+        errors: list[Exception] = []
+
+        async def begin() -> None:
+            try:
+                await self._covered.wait()
+                results.append(await work(self._early() if self._views else await self.source()))
+            except Exception as error:  # noqa: BLE001 - the task group would wrap it
+                errors.append(error)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(begin)
+            try:
+                await self.take()
+                await self._compare()
+                self._covered.set()
+            except Exception as error:  # noqa: BLE001 - as above
+                errors.insert(0, error)
+                tasks.cancel_scope.cancel()
+        if errors:
+            raise errors[0]
+        return results[0]
+
+    async def source(self) -> Source:
+        """The checkpoint, once it was taken."""
+        return await source_of(self._vm, self.name)
+
+    def keep(self) -> None:
+        """Leave it there at the end of the block."""
+        self._stays = False
+
+    async def end(self, error: BaseException | None) -> None:
+        """Delete it if it is there, as `take_back` does."""
+        if self._stays:
+            await take_back(self._vm, self.name, self.plan, error)
+
+    async def _take(self) -> Done:
+        try:
+            return await self._vm.run(self.plan, Hooks(before=self._note))
+        except Unsupported:  # only now QEMU says whether it can follow the writes to such memory
+            if not isinstance(self.plan.intent, Checkpoint) or self.plan.intent.mode != "background":
+                raise
+        self._views, self.plan = (), await _planned(self._vm, Checkpoint(self.name, "in-place"))
+        return await self._vm.run(self.plan)
+
+    def _note(self, step: Step) -> None:
+        """Note when the guest runs again, on its overlays, and only its memory is still being written."""
+        if self._views and step.command == "await-migration" and step.arguments["until"] == "kept":
+            self._covered.set()
+
+    async def _foreseen(self) -> tuple[DiskView, ...]:
+        """How the disks will be read, if that is simple and the checkpoint's memory becomes a stream."""
+        if not isinstance(self.plan.intent, Checkpoint) or self.plan.intent.mode != "background":
+            return ()
+        foreseen = view.foreseen(self.name, self.plan)
+        files = [file for disk in foreseen for layer in disk.layers for file in (layer.file, layer.data_file)]
+        return foreseen if await in_thread(partial(_regular, files)) else ()
+
+    def _early(self) -> Source:
+        """The checkpoint before it is complete."""
+        (sealed,) = (step for step in self.plan.steps if step.command == "seal-memory")
+
+        async def state() -> KeptState:
+            await self._complete.wait()
+            if self._state is None:
+                self._state = await kept_state(self._vm, self.name)
+            return self._state
+
+        memory_bytes = sealed.detail["fingerprint"]["memory"]
+        return Source(self.name, self._views, memory_bytes, stream=True, state=state)
+
+    async def _compare(self) -> None:
+        """Refuse layers that are not those with which work began early."""
+        if self._views and not view.as_foreseen(await self._vm.views(self.name), self._views):
+            file = self._views[0].files[0]
+            raise InvalidTarget(f"the layers of {self.name!r} were changed while it was taken", file=file)
 
 
-async def _taken(vm: OneMachine, name: str, plan: Plan) -> tuple[Plan, Done]:
+@asynccontextmanager
+async def own(vm: OneMachine, name: str, *, memory: str = "") -> AsyncIterator[Own]:
+    """Plan a checkpoint as `planned` does; `Own.take` takes it, and the end of the block deletes it again.
+
+    What stands on its layers has to end inside the block.
+
+    Raises:
+        Incomplete, Interrupted: As `take_back`, at the end.
+    """
+    checkpoint = Own(vm, name, await planned(vm, name, memory=memory))
     try:
-        return plan, await vm.run(plan)
-    except QmpsnapError as error:
-        if error.changed is Changed.YES and not isinstance(error, LinkLost):  # its overlays were put on
-            error.changed, error.left = Changed.NO, ()  # unless it stays
-            await take_back(vm, name, plan, error)
+        yield checkpoint
+    except BaseException as error:
+        await checkpoint.end(error)
         raise
-    except BaseException as error:  # once its overlays were there it may be complete nevertheless
-        await take_back(vm, name, plan, error)
-        raise
+    await checkpoint.end(None)
+
+
+def _regular(files: Iterable[str]) -> bool:
+    """Whether all are regular files; those without a name are not looked at."""
+    return all(Path(file).is_file() for file in files if file)
 
 
 async def take_back(vm: OneMachine, name: str, plan: Plan, error: BaseException | None = None) -> None:
@@ -144,12 +273,11 @@ async def _merge_back(vm: OneMachine, name: str, plan: Plan) -> None:
     graph, moments = await vm.graph(), (await vm.moments()).named(name)
     for disk, files in plan.chains_after.items():
         if disk in graph.disks and graph.disks[disk].files[:2] == files[:2]:
-            commit = Commit(disk, top=files[0], base=files[1], folded="remove")
-            await vm.run(await vm.plan(commit))
+            await vm.do(Commit(disk, top=files[0], base=files[1], folded="remove"))
     if not any(moment.record is not None and moment.record.id == plan.operation_id for moment in moments):
         return
     try:
-        await vm.run(await vm.plan(Delete(name)))
+        await vm.do(Delete(name))
     except NotFound:
         for record in (moment.record for moment in moments):
             if record is not None and record.state is not None:

@@ -11,7 +11,7 @@ from dataclasses import replace
 import anyio
 
 from qmpsnap.errors import Changed, ConnectFailed, Interrupted, LinkLost, NotFound, QmpsnapError
-from qmpsnap.helper import loaded
+from qmpsnap.helper import loaded, source_of
 from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.hints import command
 from qmpsnap.one_machine import M, OneMachine, Starter
@@ -32,7 +32,7 @@ async def make_store(vm: OneMachine, name: str, launcher: Starter[M], hooks: Hoo
         return replace(finished, notes=(*finished.notes, _in_place(name)))
     plan = await vm.plan(intent)
     try:
-        async with loaded(vm, name, launcher) as helper:
+        async with loaded(await source_of(vm, name), launcher) as helper:
             graph = await helper.graph()
             helper_plan = replace(plan, intent=None, disks=(), before=graph, after=graph)
             done = await helper.run(helper_plan, hooks)

@@ -13,15 +13,15 @@ from typing import Generic
 
 import anyio
 
-from qmpsnap.cloning import refuse_other_memory, resume, waiting
+from qmpsnap.cloning import refuse_other_memory, resume, waiting, wake_clone
 from qmpsnap.errors import Busy, Changed, InvalidTarget, QmpsnapError
-from qmpsnap.helper import choose_launcher, kept_state, loaded
+from qmpsnap.helper import Source, choose_launcher, loaded
 from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.start import GuestMemory
 from qmpsnap.model.template import MEMORY, TemplateRecord
 from qmpsnap.model.view import DiskView
 from qmpsnap.one_machine import M, OneMachine, Starter
-from qmpsnap.own_checkpoint import take, take_back
+from qmpsnap.own_checkpoint import own
 from qmpsnap.plan.intent import SaveDevices
 from qmpsnap.run import template_files
 from qmpsnap.run.disk import in_thread, made_in_thread
@@ -31,7 +31,7 @@ from qmpsnap.run.paths import absolute
 from qmpsnap.run.safe_open import remove_tree
 from qmpsnap.run.template_layers import layers_of, refuse_written
 from qmpsnap.run.view_lock import held, hold
-from qmpsnap.waking import ENDED, Waker, check_wake, woken
+from qmpsnap.waking import Waker, check_wake
 
 
 class Template(Generic[M]):
@@ -126,7 +126,7 @@ class Template(Generic[M]):
             )
             await resume(clone, record, self.directory)
             up.set()
-            await woken(clone.vm, wake, what=f"the start of a clone of {record.name!r}", hint=ENDED)
+            await wake_clone(clone.vm, wake, of=record.name)
             yield clone.vm
 
     @asynccontextmanager
@@ -233,19 +233,17 @@ async def freeze(
         scratch: Directory for what is thrown away.
         keepers: As for `template_of`.
     """
-    plan, taken = await take(vm, name)
-    try:
-        frozen = await template_of(vm, name, directory, launcher, scratch=scratch, keepers=keepers)
-    except BaseException as error:
-        await take_back(vm, name, plan, error)
-        raise
+    async with own(vm, name) as checkpoint:
+        taken = await checkpoint.take()
+        source = await checkpoint.source()
+        frozen = await template_of(source, directory, launcher, scratch=scratch, keepers=keepers)
+        checkpoint.keep()
     frozen.taken = taken
     return frozen
 
 
 async def template_of(
-    vm: OneMachine,
-    name: str,
+    source: Source,
     directory: str,
     launcher: Starter[M],
     *,
@@ -254,11 +252,10 @@ async def template_of(
     keepers: bool = True,
     began: Callable[[Sequence[DiskView], GuestMemory], None] | None = None,
 ) -> Template[M]:
-    """Make a template of an existing checkpoint; the machine is not changed. See `VM.freeze_template`.
+    """Make a template of a checkpoint; the machine is not changed. See `VM.freeze_template`.
 
     Args:
-        vm: The machine.
-        name: The checkpoint's name.
+        source: The checkpoint; all that does not need its memory is done before it is complete.
         directory: The directory; absolute.
         launcher: Starts the helper QEMU.
         scratch: Directory for what is thrown away.
@@ -268,15 +265,17 @@ async def template_of(
         began: Only for one that is not `lasting`: called once the helper runs, with how each disk is read and
             the memory that a clone maps. From then on a clone's QEMU can be started, but its guest not
             resumed. None: no function.
+
+    Raises:
+        QmpsnapError: As `VM.freeze_template`, but what concerns the checkpoint itself.
     """
-    state = await kept_state(vm, name)
-    views = await vm.views(name)
+    name, views = source.name, source.views
     partly = template_files.Partial
-    make = partial(partly, directory, state.fingerprint.memory, renamed=lasting)
+    make = partial(partly, directory, source.memory_bytes, renamed=lasting)
     unfinished = await made_in_thread(make, partly.close)
     kept = Keepers("template" if lasting else "fork", directory)
     complete = sealed = False
-    memory = GuestMemory(file=unfinished.memory, size_bytes=state.fingerprint.memory, share=True)
+    memory = GuestMemory(file=unfinished.memory, size_bytes=source.memory_bytes, share=True)
 
     async def check_helper(helper: M) -> None:
         nonlocal sealed
@@ -291,15 +290,13 @@ async def template_of(
         if keepers:
             await kept.create(views, name, synced=lasting)
         disks = await in_thread(partial(layers_of, views))
-        async with loaded(
-            vm, name, launcher, memory=memory, directory=scratch, started=check_helper
-        ) as helper:
-            await helper.run(await helper.plan(SaveDevices(name, unfinished.state)))
+        async with loaded(source, launcher, memory=memory, directory=scratch, started=check_helper) as helper:
+            await helper.do(SaveDevices(name, unfinished.state))
         memory_state, devices_state = await in_thread(partial(unfinished.seal, sealed=sealed, synced=lasting))
         record = TemplateRecord(
             name=name,
             created=datetime.now(UTC).isoformat(timespec="microseconds"),
-            fingerprint=state.fingerprint,
+            fingerprint=(await source.state()).fingerprint,
             memory=memory_state,
             state=devices_state,
             sealed=sealed,

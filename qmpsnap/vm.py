@@ -16,7 +16,7 @@ import anyio
 from qmpsnap.backup import BackedUp, Backups
 from qmpsnap.errors import ConnectFailed
 from qmpsnap.fork import Children, fork
-from qmpsnap.helper import choose_launcher
+from qmpsnap.helper import choose_launcher, source_of
 from qmpsnap.jobs import Jobs
 from qmpsnap.model.arguments import AtLeastOne, NewName, Speed, Text, check, refuse, texts
 from qmpsnap.model.disk_names import find_disk
@@ -352,7 +352,12 @@ class VM:
         check("wait", wait, bool)
         return await self._executor.run(plan, hooks, check=self._planning.check, wait=wait)
 
-    async def _do(self, intent: Intent, hooks: Hooks | None, *, wait: bool = False) -> Done:
+    async def do(self, intent: Intent, hooks: Hooks | None = None, *, wait: bool = False) -> Done:
+        """Plan an intent and run the plan at once, which does not plan twice as `plan` and then `run` does.
+
+        Raises:
+            Refused: As `plan`.
+        """
         check_hooks(hooks)
         check("wait", wait, bool)
         make = partial(self._planning.plan, intent)
@@ -404,7 +409,7 @@ class VM:
             refuse("files", files, "give a mapping of disks to paths")
         paths = {disk: absolute("files", file) for disk, file in (files or {}).items()}
         taken = texts("disks", disks) or texts("files", tuple(paths))
-        return await self._do(Snapshot(name, taken, paths, use_existing, plain, inside), hooks, wait=wait)
+        return await self.do(Snapshot(name, taken, paths, use_existing, plain, inside), hooks, wait=wait)
 
     async def stream(
         self,
@@ -437,7 +442,7 @@ class VM:
 
         QAPI: block-stream (block-core.json).
         """
-        return await self._do(Stream(disk, base, into, on_error, speed, plain), hooks, wait=wait)
+        return await self.do(Stream(disk, base, into, on_error, speed, plain), hooks, wait=wait)
 
     async def commit(
         self,
@@ -496,7 +501,7 @@ class VM:
             speed=speed,
             plain=plain,
         )
-        return await self._do(intent, hooks, wait=wait)
+        return await self.do(intent, hooks, wait=wait)
 
     async def mirror(
         self,
@@ -552,7 +557,7 @@ class VM:
             speed=speed,
             plain=plain,
         )
-        return await self._do(intent, hooks, wait=wait)
+        return await self.do(intent, hooks, wait=wait)
 
     async def backup(
         self,
@@ -663,7 +668,7 @@ class VM:
         HMP: delvm.
         """
         intent = Delete(name, via, keep_files, absolute_each("look_in", look_in))
-        return await self._do(intent, hooks, wait=wait)
+        return await self.do(intent, hooks, wait=wait)
 
     async def prune(
         self,
@@ -700,7 +705,7 @@ class VM:
         """
         places = absolute_each("look_in", look_in)
         intent = Prune(keep_last, max_depth, texts("disks", disks), keep_files, places)
-        return await self._do(intent, hooks, wait=wait)
+        return await self.do(intent, hooks, wait=wait)
 
     async def checkpoint(
         self,
@@ -762,7 +767,7 @@ class VM:
         start = choose_launcher(launcher, self.launcher) if launcher is not None else self.launcher
         store = mode == "background" and start is not None
         intent = Checkpoint(name, mode, file, plain, texts("leave", leave), via, store)
-        done = await self._do(intent, hooks, wait=wait)
+        done = await self.do(intent, hooks, wait=wait)
         return await with_store(self, done, name, start, hooks) if mode == "background" else done
 
     async def make_store(
@@ -863,7 +868,7 @@ class VM:
         HMP: loadvm.
         """
         check_wake(wake)
-        done = await self._do(Revert(name, texts("leave", leave), discard, via, into), hooks, wait=wait)
+        done = await self.do(Revert(name, texts("leave", leave), discard, via, into), hooks, wait=wait)
         if wake is not None and into != "new" and await has_memory(self, name):
             await woken(self, wake, what=f"the revert to {name!r}")
         return done
@@ -953,7 +958,7 @@ class VM:
         if of is not None:
             if name is not None:
                 refuse("name", name, "the template has that of the checkpoint")
-            return await template_of(self, of, place, start)
+            return await template_of(await source_of(self, of), place, start)
         called = os.path.basename(place) if name is None else name  # noqa: PTH119
         check("name", called, NewName)
         return await freeze(self, place, called, start)
@@ -1037,7 +1042,7 @@ class VM:
 
         QAPI: migrate (migration.json).
         """
-        return await self._do(Save(absolute("file", file), plain), hooks, wait=wait)
+        return await self.do(Save(absolute("file", file), plain), hooks, wait=wait)
 
     async def restore(
         self, file: str | os.PathLike[str], *, wait: bool = False, hooks: Hooks | None = None
@@ -1059,7 +1064,7 @@ class VM:
 
         QAPI: migrate-incoming (migration.json).
         """
-        return await self._do(Restore(absolute("file", file)), hooks, wait=wait)
+        return await self.do(Restore(absolute("file", file)), hooks, wait=wait)
 
     # -- the guest, and the monitor --------------------------------------------------------------
 

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 async def test_fork_ends_when_the_template_fails_before_a_child_has_begun(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    async def source_of(*_: object) -> None:
+        pass
+
     async def template_of(*_: object, began: Callable[..., None], **__: object) -> None:
         began((), None)
         raise NotFound("no checkpoint 'c1'")
@@ -25,6 +28,7 @@ async def test_fork_ends_when_the_template_fails_before_a_child_has_begun(
     async def waiting(*_: object, **__: object) -> AsyncIterator[None]:
         yield
 
+    monkeypatch.setattr(forks, "source_of", source_of)
     monkeypatch.setattr(forks, "template_of", template_of)
     monkeypatch.setattr(forks, "waiting", waiting)
     with anyio.fail_after(30), pytest.raises(NotFound):

@@ -4,19 +4,25 @@ import posixpath
 from typing import TYPE_CHECKING
 
 import anyio
+import anyio.lowlevel
 import pytest
 
-from qmpsnap.errors import Changed, CommandFailed, Interrupted, InvalidTarget
+from qmpsnap.errors import Changed, CommandFailed, Interrupted, InvalidTarget, NotFound
 from qmpsnap.model.files import DirFact
-from qmpsnap.own_checkpoint import planned, take
+from qmpsnap.own_checkpoint import own, planned
 from qmpsnap.plan.intent import Checkpoint, Mode
+from qmpsnap.testing.drawing import chain, graph
 from tests.each import each
 from tests.run.operations import vm_of
 from tests.run.states import fake_of
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from qmpsnap.helper import Source
     from qmpsnap.model.step import Step
     from qmpsnap.testing.fake import FakeTarget
+    from qmpsnap.vm import VM
 
 
 def cancelling_at(command: str, fake: FakeTarget, scope: anyio.CancelScope) -> None:
@@ -27,6 +33,12 @@ def cancelling_at(command: str, fake: FakeTarget, scope: anyio.CancelScope) -> N
             scope.cancel()
 
     fake.before = cancels
+
+
+async def take(vm: VM, name: str) -> None:
+    """Take one of its own, and end the block."""
+    async with own(vm, name) as checkpoint:
+        await checkpoint.take()
 
 
 BACKGROUND = [
@@ -87,6 +99,85 @@ async def test_checkpoint_that_fails_after_its_overlays_were_put_on_leaves_none(
         await take(vm, "t1")
     assert (caught.value.changed, caught.value.left) == (Changed.NO, ())
     assert (await vm.graph()).chains() == chains
+
+
+def guest_in(place: Path, *, running: bool = True) -> FakeTarget:
+    """A machine whose layers are files of the host."""
+    for name in ("base.qcow2", "s1.qcow2"):
+        (place / name).touch()
+    return fake_of(graph(chain("base <- s1*", directory=str(place))), running=running)
+
+
+def steps_of(fake: FakeTarget) -> list[str]:
+    """The steps as they begin."""
+    order: list[str] = []
+    fake.before = lambda step: order.append(step.command)
+    return order
+
+
+@each(("running", "mode", "early"), [(True, "background", True), (False, "in-place", False)])
+async def test_work_begins_while_the_memory_of_a_running_guest_is_written(
+    tmp_path: Path, mode: Mode, *, running: bool, early: bool
+) -> None:
+    fake = guest_in(tmp_path, running=running)
+    vm, order = vm_of(fake), steps_of(fake)
+    chains = (await vm.graph()).chains()
+
+    async def work(source: Source) -> tuple[str, str]:
+        order.append("work")
+        state = await source.state()
+        order.append("loads")
+        assert (source.stream, source.memory_bytes) == (early, state.fingerprint.memory)
+        return source.views[0].files[0], state.mode
+
+    async with own(vm, "t1") as checkpoint:
+        assert await checkpoint.take_while(work) == (str(tmp_path / "s1.qcow2"), mode)
+        assert (await vm.graph()).chains() != chains
+    kept = order.index("keep-moment")
+    assert (order.index("work") < kept, order.index("loads") > kept) == (early, True)
+    assert ((await vm.graph()).chains(), (await vm.moments()).moments) == (chains, ())
+
+
+async def test_work_has_ended_before_a_checkpoint_that_fails_is_deleted(tmp_path: Path) -> None:
+    fake = guest_in(tmp_path)
+    vm, order = vm_of(fake), steps_of(fake)
+    chains = (await vm.graph()).chains()
+    fake.fail("seal-memory", InvalidTarget("no room", file="/images/base.t1.memory"))
+
+    async def work(source: Source) -> None:
+        try:
+            await source.state()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await anyio.lowlevel.checkpoint()
+            order.append("ended")
+
+    with pytest.raises(InvalidTarget, match="no room"):
+        async with own(vm, "t1") as checkpoint:
+            await checkpoint.take_while(work)
+    assert order.index("seal-memory") < order.index("ended") < order.index("block-commit")
+    assert (await vm.graph()).chains() == chains
+
+
+async def test_checkpoint_is_deleted_when_the_work_on_it_fails(tmp_path: Path) -> None:
+    vm = vm_of(guest_in(tmp_path))
+    chains = (await vm.graph()).chains()
+
+    async def work(source: Source) -> None:
+        raise NotFound(f"no launcher for {source.name}")
+
+    with pytest.raises(NotFound, match="no launcher for t1"):
+        async with own(vm, "t1") as checkpoint:
+            await checkpoint.take_while(work)
+    assert ((await vm.graph()).chains(), (await vm.moments()).moments) == (chains, ())
+
+
+async def test_checkpoint_that_is_kept_stays() -> None:
+    vm = vm_of(fake_of())
+    async with own(vm, "t1") as checkpoint:
+        await checkpoint.take()
+        checkpoint.keep()
+    assert [moment.name for moment in (await vm.moments()).moments] == ["t1"]
 
 
 @each(("running", "mode"), [(True, "background"), (False, "in-place")])

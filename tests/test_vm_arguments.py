@@ -173,6 +173,7 @@ METHODS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
     "restore": ({"file": "/m"}, {"file": PATH, **QUEUES}),
     "plan": ({"intent": Delete("old")}, {"intent": OTHER}),
     "when_idle": ({"intent": Delete("old")}, {"intent": OTHER}),
+    "do": ({"intent": Delete("old")}, {"intent": OTHER, **QUEUES}),
     "run": ({"plan": None}, {"plan": OTHER}),
     "jobs.plan": ({"job_id": "j"}, {"job_id": NAME}),
     "jobs.get": ({"job_id": "j"}, JOB),

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from msgspec.structs import replace
+
 from qmpsnap.errors import AmbiguousName, Busy, NotFound, NotInChain, Unsupported
 from qmpsnap.model.disk_names import find_disk
 from qmpsnap.model.files import Ask, Files
@@ -18,6 +20,7 @@ from qmpsnap.model.view import DiskView, ViewLayer
 from qmpsnap.plan.checks.disk import holders
 from qmpsnap.plan.checks.opened import refuse_moved, refuse_window
 from qmpsnap.plan.ownership import refuse_strange_base
+from qmpsnap.plan.plan import Plan
 from qmpsnap.plan.record_places import state_questions, with_parents
 from qmpsnap.plan.scene import Scene
 from qmpsnap.plan.vmstate.branch import branch_files, left_aside, refuse_invalid
@@ -88,6 +91,43 @@ def readable(disks: Sequence[str], scene: Scene) -> tuple[Disk, ...]:
     for disk in chosen:
         _refuse_layers(disk, disk.layers, scene)
     return chosen
+
+
+def foreseen(name: str, plan: Plan) -> tuple[DiskView, ...]:
+    """How each disk will be read at the moment that a plan takes, once its overlays are on.
+
+    No file was looked at, and a block device is not told from a file. So ask for `views` once the moment is
+    there, and compare them with `as_foreseen`.
+
+    Returns:
+        The disks; none if `views` would refuse one by what the graph shows.
+    """
+    disks = tuple(plan.before.disks[disk] for disk in plan.disks)
+    if any(
+        layer.encrypted
+        or layer.window
+        or layer.inner
+        or not layer.local
+        or layer.format not in _FORMATS
+        or (layer is not disk.active and not layer.read_only)
+        for disk in disks
+        for layer in disk.layers
+    ):
+        return ()
+    return tuple(
+        DiskView(
+            disk.name,
+            name,
+            tuple(ViewLayer(layer.file, layer.format, data_file=layer.data_file) for layer in disk.layers),
+            virtual_size=disk.active.virtual_size,
+        )
+        for disk in disks
+    )
+
+
+def as_foreseen(views: Sequence[DiskView], before: Sequence[DiskView]) -> bool:
+    """Whether the disks are read as was foreseen, wherever their data are allocated."""
+    return tuple(before) == tuple(replace(view, allocated=None) for view in views)
 
 
 def only(candidates: Sequence[DiskView]) -> DiskView:

@@ -11,11 +11,12 @@ from qmpsnap.model.files import OpenFile
 from qmpsnap.model.graph import InternalSnapshot
 from qmpsnap.model.view import DiskView, ViewLayer
 from qmpsnap.plan import view
+from qmpsnap.plan.plan import Plan
 from qmpsnap.plan.scene import Scene
 from qmpsnap.testing.drawing import MIB, chain, graph
 from qmpsnap.testing.fake_files import FakeFiles
 from tests.each import each
-from tests.plan.moments import BASE, DATA, O1, S1, TWO, files_of
+from tests.plan.moments import BASE, DATA, O1, O2, S1, TWO, files_of
 from tests.plan.scenes import NOW, job, with_layer
 
 if TYPE_CHECKING:
@@ -155,3 +156,39 @@ def test_only_takes_one_view_and_asks_which_of_more() -> None:
     with pytest.raises(AmbiguousName, match="more than one disk: vda, vdb") as caught:
         view.only([first, second])
     assert caught.value.candidates == ("vda", "vdb")
+
+
+def planned_on(of: Graph) -> Plan:
+    return Plan("checkpoint", None, ("vda", "vdb"), stages=(), before=of)
+
+
+def test_plan_shows_how_the_disks_will_be_read_at_its_moment() -> None:
+    before = view.foreseen("c3", planned_on(TWO))
+    assert before == (
+        DiskView(
+            "vda", "c3", (ViewLayer(O1, "qcow2"), ViewLayer(S1, "qcow2"), ViewLayer(BASE, "qcow2")), 64 * MIB
+        ),
+        DiskView("vdb", "c3", (ViewLayer(O2, "qcow2"), ViewLayer(DATA, "raw")), 64 * MIB),
+    )
+    after = tuple(replace(one, allocated=3 * 196_616) for one in before)
+    assert view.as_foreseen(after, before)
+    assert not view.as_foreseen(after[:1], before)
+    assert not view.as_foreseen((after[0], replace(after[1], layers=after[1].layers[1:])), before)
+
+
+@each(
+    ("index", "changes"),
+    [
+        (0, {"encrypted": True}),
+        (1, {"encrypted": True}),
+        (2, {"window": True}),
+        (2, {"inner": "qcow2"}),
+        (2, {"local": False}),
+        (2, {"format": "vmdk"}),
+        (1, {"read_only": False}),
+    ],
+)
+def test_plan_does_not_show_how_disks_are_read_of_which_one_would_be_refused(
+    index: int, changes: dict[str, object]
+) -> None:
+    assert view.foreseen("c3", planned_on(changed("vda", index, **changes))) == ()
