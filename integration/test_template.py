@@ -172,6 +172,21 @@ async def test_template_that_cannot_be_made_leaves_nothing(qemu, two, machine, t
             assert (listing(running.folder), (await vm.status()).running) == (before, True)
 
 
+async def test_template_is_refused_before_the_guest_is_paused_where_it_cannot_be_made(
+    qemu, two, machine, tmp_path
+):
+    vda, vdb = two
+    with machine(*blockdev("vda", vda.active), *blockdev("vdb", vdb.active, "raw")) as running:
+        running.qmp("cont")
+        async with running.connect() as vm:
+            running.qmp.events.clear()
+            for place, error in [(tmp_path, TargetExists), (tmp_path / "no" / "t1", InvalidTarget)]:
+                with pytest.raises(error):
+                    await vm.freeze_template(place, launcher=launcher(qemu), name="t1")
+            running.qmp("query-status")
+            assert running.qmp.events == []
+
+
 async def test_template_keeps_its_layers_and_is_refused_once_one_was_written_to(qemu, two, machine, tmp_path):
     vda, vdb = two
     place = tmp_path / "t1"
@@ -183,6 +198,11 @@ async def test_template_keeps_its_layers_and_is_refused_once_one_was_written_to(
             running.write("vda", *LATER)
             with pytest.raises(TargetExists):
                 await vm.freeze_template(place, launcher=launcher(qemu), name="t2")
+            shutil.copytree(place, tmp_path / "copy")
+            assert (await qmpsnap.remove_template(tmp_path / "copy"), (tmp_path / "copy").exists()) == (
+                (),
+                False,
+            )
             for disk in ("vda", "vdb"):
                 with pytest.raises(StillNeeded, match=r"t1-\w{8}\.template\.qcow2"):
                     await vm.commit(disk)

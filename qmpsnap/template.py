@@ -25,7 +25,7 @@ from qmpsnap.own_checkpoint import own
 from qmpsnap.plan.intent import SaveDevices
 from qmpsnap.run import template_files
 from qmpsnap.run.disk import in_thread, made_in_thread
-from qmpsnap.run.keepers import Keepers, remove_keepers, remove_left
+from qmpsnap.run.keepers import Keepers, keepers_of, remove_keepers, remove_left
 from qmpsnap.run.outcome import Done
 from qmpsnap.run.paths import absolute
 from qmpsnap.run.safe_open import remove_tree
@@ -139,11 +139,14 @@ class Template(Generic[M]):
         finally:
             _release(lock)
 
-    async def remove(self) -> None:
+    async def remove(self) -> tuple[str, ...]:
         """Remove the template, and the images that show that its layers are needed.
 
         Files of yours in its directory stay, and so does the directory then. What somebody else has removed
-        is not missed.
+        is not missed. Of a copy of a template's directory the copy alone is removed.
+
+        Returns:
+            The images that were removed.
 
         Raises:
             Busy: When a clone of it is running.
@@ -155,13 +158,15 @@ class Template(Generic[M]):
             raise Busy(f"a clone of {self.record.name!r} is running", node="", job_id="", hint="end it first")
         if self._keepers is not None:
             self._keepers.release()
-        removed = await remove_keepers(self.record.keepers)
+        keepers = await keepers_of(self.directory, self.record.keepers)
+        removed = await remove_keepers(keepers)
         try:
             await in_thread(partial(template_files.remove_files, self.directory))
         except InvalidTarget as error:
             if removed:
                 error.changed = Changed.YES
             raise
+        return tuple(keepers)
 
     def __repr__(self) -> str:
         return f"<Template {self.name!r} in {self.directory!r}>"
@@ -233,6 +238,7 @@ async def freeze(
         scratch: Directory for what is thrown away.
         keepers: As for `template_of`.
     """
+    await in_thread(partial(template_files.refuse_place, directory))
     async with own(vm, name) as checkpoint:
         taken = await checkpoint.take()
         source = await checkpoint.source()

@@ -44,8 +44,7 @@ async def remove_template(path: str | os.PathLike[str]) -> tuple[str, ...]:
     except NotFound as error:
         error.hint = error.hint or "if it was removed, name one of the images beside the layers: qmpsnap list"
         raise
-    await template.remove()
-    return tuple(template.record.keepers)
+    return await template.remove()
 
 
 async def _of_gone(file: str) -> tuple[str, ...]:

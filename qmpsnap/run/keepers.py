@@ -7,6 +7,7 @@ import posixpath
 import secrets
 from collections.abc import Iterable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Final, Literal
 
 from qmpsnap.errors import Changed, InvalidTarget
@@ -110,6 +111,38 @@ async def remove_keepers(keepers: Mapping[str, str]) -> int:
         failure.changed = Changed.YES if removed else Changed.NO
         raise failure
     return removed
+
+
+async def keepers_of(directory: str, keepers: Mapping[str, str]) -> dict[str, str]:
+    """Return those of a template's keepers that are its own.
+
+    The record in a copy of a template's directory names the keepers of the original.
+
+    Args:
+        directory: The template's directory; absolute.
+        keepers: The keepers that its record names, each with its layer.
+    """
+    places = tuple({posixpath.dirname(file) for file in keepers})
+    found = (await in_thread(partial(look, Ask(files=tuple(keepers), survey=places)))).keepers
+    owners = {
+        name: keeper.owner.directory
+        for name, keeper in found.items()
+        if keeper.owner.kind == "template" and keeper.state == "needed"
+    }
+    others = await in_thread(partial(_others, directory, owners))
+    return {file: layer for file, layer in keepers.items() if os.path.realpath(file) not in others}
+
+
+def _others(directory: str, owners: Mapping[str, str]) -> set[str]:
+    """Return the keepers whose owner is not in this directory."""
+    others = set()
+    for keeper, owner in owners.items():
+        try:
+            if not Path(owner).samefile(directory):
+                others.add(keeper)
+        except OSError:  # one of the two is gone
+            continue
+    return others
 
 
 async def remove_left(directory: str, layers: Iterable[str]) -> None:

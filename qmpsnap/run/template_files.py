@@ -66,8 +66,7 @@ class Partial:
         self._directory = directory
         self.path = partial_directory(directory) if renamed else directory
         self.memory, self.state = (os.path.join(self.path, name) for name in (MEMORY, STATE))
-        if os.path.lexists(directory):
-            raise TargetExists(f"{directory!r} exists already", file=directory, hint="choose another name")
+        refuse_place(directory)
         try:
             self._lock = self._create()
             try:
@@ -177,6 +176,24 @@ class Partial:
         if not keep:
             remove_tree(self.path)
         os.close(self._lock)
+
+
+def refuse_place(directory: str) -> None:
+    """Refuse a directory that cannot be created.
+
+    Raises:
+        TargetExists: When there is anything of that name.
+        InvalidTarget: When there is no directory for it, or it is not writable.
+    """
+    if os.path.lexists(directory):
+        raise TargetExists(f"{directory!r} exists already", file=directory, hint="choose another name")
+    place = os.path.dirname(directory)
+    try:
+        os.stat(os.path.join(place, ""))
+        if not os.access(place, os.W_OK | os.X_OK, effective_ids=True):
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES))  # noqa: TRY301 - handled like every other
+    except (OSError, ValueError) as error:
+        raise unusable(directory, error, "create") from error
 
 
 def read_template(directory: str) -> TemplateRecord:
