@@ -5,7 +5,10 @@ The plan is made for the machine, but run on the helper; no command that changes
 
 from __future__ import annotations
 
+import asyncio
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import anyio
@@ -31,8 +34,10 @@ async def make_store(vm: OneMachine, name: str, launcher: Starter[M], hooks: Hoo
     if finished is not None and await has_store(vm, name):
         return replace(finished, notes=(*finished.notes, _in_place(name)))
     plan = await vm.plan(intent)
+    source = await source_of(vm, name)
     try:
-        async with loaded(await source_of(vm, name), launcher) as helper:
+        async with _unless_stopped(hooks) as starts, loaded(source, launcher) as helper:
+            starts.cancel()  # from here on the helper's operation itself heeds the hooks
             graph = await helper.graph()
             helper_plan = replace(plan, intent=None, disks=(), before=graph, after=graph)
             done = await helper.run(helper_plan, hooks)
@@ -110,6 +115,29 @@ async def has_memory(vm: OneMachine, name: str) -> bool:
 async def has_store(vm: OneMachine, name: str) -> bool:
     """Whether the memory of the checkpoint is in a store."""
     return "in-place" in {moment.mode for moment in (await vm.moments()).named(name)}
+
+
+@asynccontextmanager
+async def _unless_stopped(hooks: Hooks | None) -> AsyncIterator[asyncio.Task[None]]:
+    """Leave the block as soon as the caller asks to stop, until the task is cancelled that waits for that.
+
+    Raises:
+        Interrupted: When the caller has asked to stop.
+    """
+    with anyio.CancelScope() as scope:
+        waits = asyncio.ensure_future(_cancel_when_stopped(hooks, scope))
+        try:
+            yield waits
+        finally:
+            waits.cancel()
+    if scope.cancelled_caught:
+        raise Interrupted("stopped as requested")
+
+
+async def _cancel_when_stopped(hooks: Hooks | None, scope: anyio.CancelScope) -> None:
+    if hooks is not None and hooks.cancel is not None:
+        await hooks.cancel.wait()
+        scope.cancel()
 
 
 def _refuse_stopped(hooks: Hooks | None) -> None:

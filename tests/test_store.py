@@ -193,6 +193,32 @@ async def test_background_checkpoint_is_complete_when_its_caller_stops_the_conve
     assert await seen(vm) == ("background", "/images/base.c1.memory")
 
 
+async def test_background_checkpoint_is_complete_when_its_caller_stops_while_the_helper_starts() -> None:
+    fake = fake_of()
+    vm = vm_of(fake)
+    hooks = Hooks(cancel=anyio.Event())
+    ended = []
+
+    @asynccontextmanager
+    async def hangs(_: Start) -> AsyncIterator[VM]:
+        assert hooks.cancel is not None
+        hooks.cancel.set()
+        try:
+            await anyio.sleep_forever()
+            yield vm
+        finally:
+            ended.append(True)
+
+    with pytest.raises(Interrupted, match="'c1' is complete, without a store") as caught:
+        await vm.checkpoint("c1", mode="background", launcher=hangs, hooks=hooks)
+    assert (caught.value.changed, await vm.jobs.interrupted(), ended) == (Changed.YES, (), [True])
+    assert await seen(vm) == ("background", "/images/base.c1.memory")
+    with pytest.raises(Interrupted, match="stopped as requested"):
+        await vm.make_store("c1", launcher=hangs, hooks=hooks)
+    await vm.make_store("c1", launcher=launching(fake), hooks=Hooks(cancel=anyio.Event()))
+    assert (await seen(vm))[0] == "in-place"
+
+
 async def test_background_checkpoint_whose_caller_stops_it_too_late_starts_no_helper() -> None:
     fake = fake_of(old=True)
     vm = vm_of(fake)
