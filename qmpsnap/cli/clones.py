@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from contextlib import AsyncExitStack
 
@@ -32,8 +33,8 @@ _ENDED = "all of them have ended; this machine writes to the same files as befor
     example="qmpsnap -s /run/vm1/qmp.sock --launcher ./start.sh template booted /srv/templates/web",
     short_help="Save the guest as a template, from which clones start.",
 )
-@click.argument("name", type=MOMENT, required=False)
-@click.argument("directory", metavar="DIR", type=FILE, required=False)
+@click.argument("name", metavar="[NAME", type=MOMENT, required=False)
+@click.argument("directory", metavar="DIR]", type=FILE, required=False)
 @click.option(
     "--remove",
     type=FILE,
@@ -64,7 +65,8 @@ def template(name: str | None, directory: str | None, remove: str | None) -> Non
 def _remove(path: str) -> None:
     app = current_app()
     if app.dry_run:
-        show_steps(("remove-template", {"path": path}, "host"))
+        files = run_alone(lambda _: _removable(path))
+        show_steps(("remove-template", {"path": path, "files": files}, "host"))
         return
 
     async def work(_: Signals) -> tuple[str, ...]:
@@ -75,6 +77,13 @@ def _remove(path: str) -> None:
         emit(json_line(op="remove-template", path=path, removed=list(removed)))
     else:
         emit(f"{path}: removed", *(f"removed {file}" for file in removed))
+
+
+async def _removable(path: str) -> list[str]:
+    """The images that would be removed with a template; one of these may be given in its place."""
+    if os.path.isfile(path):  # noqa: PTH113
+        return [path]
+    return [*(await qmpsnap.open_template(path)).record.keepers]
 
 
 def _make(name: str, directory: str) -> None:

@@ -14,7 +14,7 @@ import click
 import qmpsnap
 from qmpsnap.cli.app import SOCKET_VARIABLE, App
 from qmpsnap.cli.output import to_stderr
-from qmpsnap.errors import BadArgument, Unsupported
+from qmpsnap.errors import BadArgument, ConnectFailed, Unsupported
 from qmpsnap.model.printable import printable
 from qmpsnap.model.start import Start
 from qmpsnap.vm import VM, Launcher
@@ -67,6 +67,8 @@ def _launcher(command: str) -> Launcher:
 def telling(launcher: Launcher, command: str) -> Launcher:
     """Return a launcher that says on stderr what it waits for if no QEMU answers soon.
 
+    If none is started, the error says what the command has to do.
+
     Args:
         launcher: Starts the QEMU.
         command: The command that it runs, for the message.
@@ -76,10 +78,16 @@ def telling(launcher: Launcher, command: str) -> Launcher:
     async def started(start: Start) -> AsyncIterator[VM]:
         text = f"waiting for {printable(command)}: no QEMU has answered yet, {_SILENT_S:g} s after its start"
         timer = asyncio.get_running_loop().call_later(_SILENT_S, to_stderr, text)
+        answered = False
         try:
             async with launcher(start) as vm:
+                answered = True
                 timer.cancel()
                 yield vm
+        except ConnectFailed as error:
+            if not answered and not error.hint:
+                error.hint = f'{command} has to start the same machine, with "$@" as its last arguments'
+            raise
         finally:
             timer.cancel()
 

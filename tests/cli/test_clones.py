@@ -31,6 +31,19 @@ def test_clone_of_what_is_no_template_is_refused(qmpsnap, tmp_path):
     assert (ended.code, "there is no template" in ended.err) == (3, True)
 
 
+def test_template_that_does_not_exist_is_not_planned_to_be_removed(qmpsnap, tmp_path):
+    ended = qmpsnap("template", "--remove", tmp_path / "none", "-n")
+    assert (ended.code, "there is no template" in ended.err) == (3, True)
+    (tmp_path / "image").touch()
+    ended = qmpsnap("template", "--remove", tmp_path / "image", "-n")
+    assert (ended.code, f'"files": ["{tmp_path}/image"]' in ended.out) == (0, True)
+    assert (tmp_path / "image").exists()
+
+
+def test_usage_of_template_shows_that_name_and_directory_go_together(qmpsnap):
+    assert qmpsnap("template", "--help").out.startswith("Usage: qmpsnap template [OPTIONS] [NAME DIR]\n")
+
+
 def test_template_says_whether_its_checkpoint_was_taken_and_where_the_disks_are():
     made: Template[library.VM] = Template("/t", RECORD, None)
     clone = "to start a clone: qmpsnap --launcher './start me.sh' clone /t"

@@ -170,3 +170,23 @@ async def test_launcher_that_answers_or_fails_says_nothing_more(monkeypatch, fai
     except ConnectFailed:
         await later()
     assert told == []
+
+
+async def test_launcher_that_starts_no_qemu_is_told_what_it_has_to_do():
+    @asynccontextmanager
+    async def fails(_):
+        raise ConnectFailed("QEMU ended")
+        yield
+
+    @asynccontextmanager
+    async def works(_):
+        yield
+
+    with pytest.raises(ConnectFailed) as caught:
+        async with telling(fails, "./start.sh")(Start()):
+            pass
+    assert caught.value.hint == './start.sh has to start the same machine, with "$@" as its last arguments'
+    with pytest.raises(ConnectFailed) as caught:
+        async with telling(works, "./start.sh")(Start()):
+            raise ConnectFailed("another one")
+    assert caught.value.hint == ""
