@@ -14,6 +14,7 @@ from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
+from itertools import pairwise
 from typing import Final
 
 import anyio
@@ -27,6 +28,7 @@ from qmpsnap.model.backup import (
     is_backup_moment,
     is_backup_overlay,
     moment_name,
+    overlay_moment,
 )
 from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.graph import Disk
@@ -126,6 +128,7 @@ class Backups:
             async def prepare() -> Plan:
                 plan = await self._plan(name, disks)
                 covered = await self._planning.coverable(plan)
+                await in_thread(partial(_refuse_running, covered))  # one may have begun since
                 await in_thread(partial(images.create, need_bytes=_need(covered)))
                 # The locks show other clients that this backup is running.
                 await in_thread(partial(locks.hold, tuple(disk.active.file for disk in covered)))
@@ -228,12 +231,7 @@ class Backups:
                 continue
             for part in moment.held:
                 if await in_thread(partial(held, part.file, moment.name)):
-                    raise Busy(
-                        f"another backup of {part.disk} is running",
-                        node="",
-                        job_id="",
-                        hint="wait until it ends",
-                    )
+                    raise _running(part.disk)
                 notes.append(await self._merge_part(moment.name, part, hooks))
         return chains, tuple(filter(None, notes))
 
@@ -343,6 +341,18 @@ def _covering(plan: Plan, disk: str) -> tuple[str, str]:
     assert plan.after is not None  # noqa: S101 - a snapshot's is predicted
     overlay, covered, *_ = plan.after.disks[disk].files
     return overlay, covered
+
+
+def _refuse_running(disks: Iterable[Disk]) -> None:
+    """Refuse while another backup of one of the disks is running. Blocking."""
+    for disk in disks:
+        for overlay, covered in pairwise(disk.files):
+            if (moment := overlay_moment(overlay)) and held(covered, moment):
+                raise _running(disk.name)
+
+
+def _running(disk: str) -> Busy:
+    return Busy(f"another backup of {disk} is running", node="", job_id="", hint="wait until it ends")
 
 
 def _need(disks: Iterable[Disk]) -> int:

@@ -61,7 +61,7 @@ from qmpsnap.run.executor import Executor
 from qmpsnap.run.idle import Idle
 from qmpsnap.run.outcome import Done, Hooks, check_hooks
 from qmpsnap.run.paths import absolute, absolute_each
-from qmpsnap.run.planning import Planning
+from qmpsnap.run.planning import Planning, check_intent
 from qmpsnap.run.session import Event
 from qmpsnap.run.target import Target, guest_of
 from qmpsnap.run.view import View, open_view
@@ -358,12 +358,11 @@ class VM:
         Raises:
             Refused: As `plan`.
         """
+        check_intent(intent)
         check_hooks(hooks)
         check("wait", wait, bool)
-        make = partial(self._planning.plan, intent)
-        if wait:
-            make = partial(self._idle.plan, make)
-        return await self._executor.do(make, hooks, check=self._planning.check, wait=wait)
+        make, when = partial(self._planning.plan, intent), self._idle.plan if wait else None
+        return await self._executor.do(make, hooks, check=self._planning.check, when=when, wait=wait)
 
     # -- the chain -------------------------------------------------------------------------------
 

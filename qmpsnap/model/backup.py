@@ -25,7 +25,7 @@ MAX_MANIFEST_BYTES: Final = 1 << 20
 _ID = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{8}")
 _FILE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*\.qcow2")
 _MOMENT = "backup-"
-_OVERLAY = re.compile(rf".*\.{_MOMENT}{_ID.pattern}\.qcow2", re.DOTALL)
+_OVERLAY = re.compile(rf".*\.({_MOMENT}{_ID.pattern})\.qcow2", re.DOTALL)
 
 
 class BackupDisk(FrozenStruct, frozen=True):
@@ -105,8 +105,13 @@ def is_backup_moment(name: str) -> bool:
 
 def is_backup_overlay(file: str) -> bool:
     """Whether an overlay's name says that it began at such a snapshot."""
-    name = posixpath.basename(file)
-    return _OVERLAY.fullmatch(name) is not None
+    return overlay_moment(file) != ""
+
+
+def overlay_moment(file: str) -> str:
+    """Name of the snapshot of a backup at which an overlay began, as the overlay's name says; else ""."""
+    found = _OVERLAY.fullmatch(posixpath.basename(file))
+    return found[1] if found is not None else ""
 
 
 def to_manifest(record: BackupRecord) -> bytes:

@@ -11,7 +11,8 @@ import asyncio
 import contextlib
 import contextvars
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 
 import anyio
 
@@ -22,6 +23,7 @@ from qmpsnap.plan.commands.records import record_of
 from qmpsnap.plan.plan import Plan
 from qmpsnap.run.current_operation import CURRENT_OPERATION
 from qmpsnap.run.log import get_logger
+from qmpsnap.run.machine_lock import Hold, MachineLock
 from qmpsnap.run.operation import Operation
 from qmpsnap.run.outcome import Done, Hooks, joined, stopped_between
 from qmpsnap.run.target import Target
@@ -30,6 +32,7 @@ from qmpsnap.run.turns import Turns, claim_of
 _log = get_logger("qmpsnap.run")
 _AFTER_CANCEL = 30.0  # seconds
 _AFTER_ABANDON = 2.0  # seconds, for what an operation does when its link is given up
+When = Callable[[Callable[[], Awaitable[Plan]]], Awaitable[Plan]]
 
 
 class Executor:
@@ -44,6 +47,7 @@ class Executor:
         self._target = target
         self._after_cancel = after_cancel
         self._turns = Turns()
+        self._lock = MachineLock(lambda: target.pid)
 
     def holds(self, job_id: str) -> bool:
         """Whether the job belongs to an operation that is running in this process."""
@@ -87,10 +91,11 @@ class Executor:
             LinkLost: When the link went; `changed` says what is known after one try to connect again.
         """
         count = self._turns.count + 1  # with our own beginning
-        async with self._turns.of(plan, wait=wait):
+        async with self._held() as hold, self._turns.of(plan, wait=wait, give_way=hold.give):
+            await hold.take()
             seen = seen if self._turns.count == count else None
             seen = await check(plan) if check is not None else seen
-            return await self._run(plan, hooks, seen, check=check)
+            return await self._run(plan, hooks, seen, hold, check=check)
 
     async def do(
         self,
@@ -98,6 +103,7 @@ class Executor:
         hooks: Hooks | None = None,
         *,
         check: Callable[[Plan], Awaitable[Graph | None]] | None = None,
+        when: When | None = None,
         wait: bool = False,
     ) -> Done:
         """Plan and run at once; planned once more when another plan of ours ran in between.
@@ -106,22 +112,34 @@ class Executor:
             make: Reads the machine and plans.
             hooks: What the caller wants to be told, and its wish to leave.
             check: As in `run`, for the parts that are run later.
+            when: Calls `make` when nothing prevents it any more; None: it is called at once.
             wait: As in `run`.
 
         Raises:
             QmpsnapError: What `make` and `run` raise.
         """
-        count = self._turns.count
-        plan = await self._made(make, wait=wait)
-        while True:
-            async with self._turns.of(plan, wait=wait) as claim:
-                remade = self._turns.count != count + 1  # more than our own beginning
-                if remade:
-                    count = self._turns.count
-                    plan = await make()
-                if not remade or claim.covers(claim_of(plan)):
-                    return await self._run(plan, hooks, plan.before, check=check, fresh=True)
-            count += 1  # that we have ended, without anything done
+        async with self._held() as hold:
+
+            async def locked() -> Plan:
+                await hold.take()
+                try:
+                    return await make()
+                except Busy:  # others end what is in the way
+                    hold.give()
+                    raise
+
+            made = locked if when is None else partial(when, locked)
+            count = self._turns.count
+            plan = await self._made(made, wait=wait)
+            while True:
+                async with self._turns.of(plan, wait=wait, give_way=hold.give) as claim:
+                    remade = self._turns.count != count + 1  # more than our own beginning
+                    if remade:
+                        count = self._turns.count
+                        plan = await made()
+                    if not remade or claim.covers(claim_of(plan)):
+                        return await self._run(plan, hooks, plan.before, hold, check=check, fresh=True)
+                count += 1  # that we have ended, without anything done
 
     async def _made(self, make: Callable[[], Awaitable[Plan]], *, wait: bool) -> Plan:
         """Plan; again when what is in the way is left by an operation that is about to end here."""
@@ -131,6 +149,15 @@ class Executor:
             except Busy as busy:
                 if not wait or busy.job_id or not await self._turns.one_ended():
                     raise
+
+    @contextlib.asynccontextmanager
+    async def _held(self) -> AsyncIterator[Hold]:
+        """An operation's part of the lock, which is given at the end."""
+        hold = Hold(self._lock)
+        try:
+            yield hold
+        finally:
+            hold.give()
 
     async def remove_overlays(self, plan: Plan) -> None:
         """Remove the overlays that a plan created, unless written to; a cancellation waits for that."""
@@ -157,6 +184,7 @@ class Executor:
         plan: Plan,
         hooks: Hooks | None,
         seen: Graph | None,
+        hold: Hold,
         *,
         check: Callable[[Plan], Awaitable[Graph | None]] | None,
         fresh: bool = False,
@@ -171,7 +199,7 @@ class Executor:
             try:
                 if number and check is not None and part.start is not None:  # much may have happened
                     seen = await check(part)
-                more = await self._run_part(part, hooks, seen, fresh=fresh)
+                more = await self._run_part(part, hooks, seen, hold, fresh=fresh)
             except QmpsnapError as error:
                 if done is None:
                     raise
@@ -182,9 +210,9 @@ class Executor:
         return done
 
     async def _run_part(
-        self, plan: Plan, hooks: Hooks | None, seen: Graph | None, *, fresh: bool = False
+        self, plan: Plan, hooks: Hooks | None, seen: Graph | None, hold: Hold, *, fresh: bool = False
     ) -> Done:
-        operation = Operation(self._target, plan, hooks or Hooks(), seen, fresh=fresh)
+        operation = Operation(self._target, plan, hooks or Hooks(), seen, hold, fresh=fresh)
         context = contextvars.copy_context()
         context.run(CURRENT_OPERATION.set, operation)
         task = asyncio.create_task(operation.run(), name=f"qmpsnap: {plan.op}", context=context)

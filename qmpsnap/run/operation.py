@@ -35,6 +35,7 @@ from qmpsnap.run.both import both
 from qmpsnap.run.caller import Caller
 from qmpsnap.run.journal import Journal
 from qmpsnap.run.log import get_logger
+from qmpsnap.run.machine_lock import Hold
 from qmpsnap.run.outcome import (
     Done,
     Hooks,
@@ -68,6 +69,7 @@ class Operation:
         plan: The plan.
         hooks: What the caller wants to be told.
         seen: The graph when it was read a moment ago, for this very plan.
+        hold: Keeps other clients away; given while a job copies.
         fresh: Whether the plan was made just now: the chains are those that it was made on.
 
     Attributes:
@@ -75,13 +77,14 @@ class Operation:
     """
 
     def __init__(
-        self, target: Target, plan: Plan, hooks: Hooks, seen: Graph | None, *, fresh: bool = False
+        self, target: Target, plan: Plan, hooks: Hooks, seen: Graph | None, hold: Hold, *, fresh: bool = False
     ) -> None:
         self._caller = Caller(hooks)
         self.stop = self._caller.stop
         self._target = target
         self._plan = plan
         self._journal = Journal(plan, seen)
+        self._hold = hold
         self._fresh = fresh
         self._drained: float | None = None
         self._bytes = 0
@@ -273,11 +276,12 @@ class Operation:
             raise errors[0]
 
     async def _wait(self, step: Step, watch: Watch) -> None:
-        journal, state_job = self._journal, self._journal.state_job
+        journal, state_job, may_leave = self._journal, self._journal.state_job, not self._journal.forward
+        quiet = state_job is not None
+        wait = partial(self._caller.wait, step, watch, self._target, may_leave=may_leave, quiet=quiet)
         try:
-            job = await self._caller.wait(
-                step, watch, self._target, may_leave=not journal.forward, quiet=state_job is not None
-            )
+            copies = may_leave and self._plan.can_be_left
+            job = await (self._hold.given_for(wait) if copies else wait())
         except LinkLost:
             raise
         except JobFailed as error:

@@ -173,8 +173,7 @@ class Planning:
 
     async def plan(self, intent: Intent) -> Plan:
         """What would be done; see `VM.plan`. What is no intent is refused before anything is asked."""
-        if not isinstance(intent, Intent):
-            refuse("intent", intent, "give an intent, as qmpsnap.Snapshot(...)")
+        check_intent(intent)
         if planner.works_on(intent, off=self._off) == "disks":
             # Asked along with the graph, and answered while the files are looked at.
             (scene, warnings), _ = await both(partial(self._look, intent), self._target.refuse_migrated)
@@ -294,3 +293,13 @@ def _refuse_other_jobs(plan: Plan, now: Plan) -> None:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="microseconds")
+
+
+def check_intent(intent: object) -> None:
+    """Refuse what is no intent.
+
+    Raises:
+        BadArgument: When it is none.
+    """
+    if not isinstance(intent, Intent):
+        refuse("intent", intent, "give an intent, as qmpsnap.Snapshot(...)")

@@ -5,7 +5,7 @@ This file alone decides which operations exclude each other.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import anyio
@@ -88,7 +88,7 @@ class Turns:
         return True
 
     @asynccontextmanager
-    async def of(self, plan: Plan, *, wait: bool) -> AsyncIterator[Claim]:
+    async def of(self, plan: Plan, *, wait: bool, give_way: Callable[[], None]) -> AsyncIterator[Claim]:
         """Hold what the plan works on while the block lasts.
 
         Short operations are always waited for. An operation never overtakes an earlier one that waits for the
@@ -97,6 +97,7 @@ class Turns:
         Args:
             plan: What is to be run.
             wait: Whether to wait also for an operation that copies whole layers.
+            give_way: Called before it waits.
 
         Raises:
             Busy: When such an operation is ahead, and `wait` is False.
@@ -108,6 +109,8 @@ class Turns:
                 _refuse_copying(turn, other)
         self._all.append(turn)
         try:
+            if earlier:
+                give_way()
             for other in earlier:
                 await other.ended.wait()
             self.count += 1

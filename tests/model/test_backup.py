@@ -13,6 +13,7 @@ from qmpsnap.model.backup import (
     is_backup_moment,
     is_backup_overlay,
     moment_name,
+    overlay_moment,
     read_manifest,
     to_manifest,
 )
@@ -42,6 +43,7 @@ def test_overlay_of_a_backup_is_known_by_its_name() -> None:
     made = overlay_files(disks, moment_name(ID)).values()
     assert len(set(made)) == len(disks)
     assert all(map(is_backup_overlay, made))
+    assert {*map(overlay_moment, made)} == {moment_name(ID)}
     others = (
         "",
         "/b/base.backup-mine.qcow2",
@@ -49,6 +51,7 @@ def test_overlay_of_a_backup_is_known_by_its_name() -> None:
         f"/b/base.backup-{ID}.qcow2.invalid",
     )
     assert not any(map(is_backup_overlay, others))
+    assert {*map(overlay_moment, others)} == {""}
 
 
 def test_manifest_is_read_as_it_was_written() -> None:

@@ -11,6 +11,7 @@ from qmpsnap.model.record import IntentRecord
 from qmpsnap.plan.commands.jobs import job_dismiss
 from qmpsnap.plan.commands.state import cont
 from qmpsnap.plan.intent import Checkpoint, Delete, Intent, Mirror, Revert
+from qmpsnap.run.machine_lock import Hold, MachineLock
 from qmpsnap.run.operation import Operation
 from qmpsnap.run.outcome import Hooks
 from qmpsnap.testing.drawing import chain, graph
@@ -100,7 +101,7 @@ async def test_operation_is_refused_when_a_job_has_begun_since_it_was_planned(in
     plan = await vm_of(fake).plan(intent)
     fake.start_job(job("theirs"), MIRROR)
     with pytest.raises(Busy, match="job 'theirs' \\(mirror, running\\) is running") as caught:
-        await Operation(fake, plan, Hooks(), None, fresh=True).run()
+        await Operation(fake, plan, Hooks(), None, Hold(MachineLock(lambda: None)), fresh=True).run()
     assert (caught.value.changed, fake.performed, intents(fake)) == (Changed.NO, [], [])
 
 
