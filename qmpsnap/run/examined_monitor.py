@@ -25,7 +25,7 @@ def examine_monitor(address: str) -> Monitor | None:
     try:
         if place is not None:
             with socket.create_connection(place, _LIMIT) as ours:
-                return None if _is_other(ours) else Monitor(address, tcp_clients_of(place[1]))
+                return None if _is_other(ours) else Monitor(address, tcp_clients_of(*ours.getpeername()[:2]))
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as ours:
             ours.settimeout(_LIMIT)
             ours.connect(address)

@@ -101,7 +101,7 @@ class Monitors:
             return _unreachable(endpoint, _NOBODY_LISTENS)
         host = _EVERYWHERE.get(listener.local[0], listener.local[0])
         address = f"tcp:{f'[{host}]' if ':' in host else host}:{endpoint.port}"
-        peers, remote = tcp_peers(self._tcp, endpoint.port)
+        peers, remote = tcp_peers(self._tcp, listener)
         state = SocketState.HELD if peers or remote else SocketState.FREE
         return Found(QmpSocket(address, endpoint.text, state, remote=remote), frozenset(peers), listens=True)
 

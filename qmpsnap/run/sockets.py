@@ -10,12 +10,13 @@ inodes, and /proc tells which process has an inode open.
 from __future__ import annotations
 
 import errno
+import ipaddress
 import os
 import re
 import socket
 import stat
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from msgspec import Struct
 
@@ -178,29 +179,65 @@ def tcp_sockets() -> dict[int, TcpSocket]:
     return found
 
 
-def tcp_clients_of(port: int) -> tuple[HostProcess | str, ...] | None:
-    """The clients of a TCP port of this host, as `clients_of`.
+def tcp_clients_of(host: str, port: int) -> tuple[HostProcess | str, ...] | None:
+    """The clients of a monitor at a TCP port, as `clients_of`.
 
     Args:
-        port: The port on which a monitor listens.
+        host: Address at which the monitor is reached, as `getpeername` gives it.
+        port: The port on which it listens.
 
     Returns:
         The processes of this host that we may see, and the addresses of clients on other hosts; None if
-        nobody is connected, or no process of this host listens at the port.
+        nobody is connected, or the address is not this host's, or no process of this host listens there.
     """
     table = tcp_sockets()
-    if not any(each.listening and each.local[1] == port for each in table.values()):
-        return None
-    peers, remote = tcp_peers(table, port)
+    host = host.partition("%")[0].removeprefix("::ffff:")
+    listener = _listeners(table)(host, port) if _is_ours(host) else None
+    peers, remote = tcp_peers(table, listener) if listener is not None else (set[int](), ())
     return (*processes_with(peers), *remote) if peers or remote else None
 
 
-def tcp_peers(table: Mapping[int, TcpSocket], port: int) -> tuple[set[int], tuple[str, ...]]:
-    """The other ends of the connections to a port: inodes of sockets of this host, and other addresses."""
+def tcp_peers(table: Mapping[int, TcpSocket], listener: TcpSocket) -> tuple[set[int], tuple[str, ...]]:
+    """The other ends of a listener's connections: inodes of sockets of this host, and other addresses."""
+    listener_of = _listeners(table)
     ends = {(each.local, each.remote): each.inode for each in table.values() if not each.listening}
-    clients = {remote: ends.get((remote, local)) for local, remote in ends if local[1] == port}
+    clients = {
+        remote: ends.get((remote, local))
+        for local, remote in ends
+        if (found := listener_of(*local)) is not None and found.local == listener.local
+    }
     inodes = {inode for inode in clients.values() if inode is not None}
     return inodes, tuple(f"{host}:{number}" for (host, number), inode in clients.items() if inode is None)
+
+
+def _listeners(table: Mapping[int, TcpSocket]) -> Callable[[str, int], TcpSocket | None]:
+    """Finds the listener that accepts connections to an address: at that address, else at all addresses."""
+    listeners = {each.local: each for each in table.values() if each.listening}
+
+    def find(host: str, port: int) -> TcpSocket | None:
+        every = ("::",) if ":" in host else ("0.0.0.0", "::")  # noqa: S104 - nothing is bound here
+        return next((found for name in (host, *every) if (found := listeners.get((name, port)))), None)
+
+    return find
+
+
+def is_numeric(host: str) -> bool:
+    """Whether a host is given by its address, and need not be looked up."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_ours(host: str) -> bool:
+    """Whether an address is one of this host's: only then something can be bound to it."""
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.bind((host, 0))
+    except OSError:  # a link-local one is bound with its interface, which is left out: it counts as another's
+        return False
+    return True
 
 
 def processes_with(inodes: set[int]) -> tuple[HostProcess, ...]:

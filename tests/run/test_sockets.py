@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from qmpsnap.model.host_process import HostProcess
-from qmpsnap.run.sockets import clients_of, tcp_clients_of, tcp_sockets, unix_sockets
+from qmpsnap.run.sockets import clients_of, tcp_clients_of, tcp_peers, tcp_sockets, unix_sockets
 
 
 def inode(sock):
@@ -81,11 +81,28 @@ def test_tcp_clients_of_names_the_process_at_the_other_end(host):
         listener.bind((host, 0))
         listener.listen(1)
         port = listener.getsockname()[1]
-        assert tcp_clients_of(port) is None
+        reached = "127.0.0.1" if host == "::" else host
+        assert tcp_clients_of(reached, port) is None
         assert tcp_sockets()[inode(listener)].local == (host, port)
-        client = socket.create_connection(("127.0.0.1" if host == "::" else host, port))
+        client = socket.create_connection((reached, port))
         with closing(client), closing(listener.accept()[0]):
-            (found,) = tcp_clients_of(port) or ()
+            (found,) = tcp_clients_of(reached, port) or ()
             assert isinstance(found, HostProcess)
             assert found.pid == os.getpid()
-    assert tcp_clients_of(port) is None
+            assert tcp_clients_of("192.0.2.1", port) is None  # another host's
+    assert tcp_clients_of(reached, port) is None
+
+
+def test_clients_of_a_port_are_those_of_the_listener_at_that_address():
+    with socket.create_server(("127.0.0.1", 0)) as first:
+        port = first.getsockname()[1]
+        with socket.create_server(("127.0.0.2", port)) as second:
+            client = socket.create_connection(("127.0.0.2", port))
+            with closing(client), closing(second.accept()[0]):
+                assert tcp_clients_of("127.0.0.1", port) is None
+                assert tcp_clients_of("192.0.2.1", port) is None
+                assert len(tcp_clients_of("127.0.0.2", port) or ()) == 1
+                assert len(tcp_clients_of("::ffff:127.0.0.2", port) or ()) == 1
+                table = tcp_sockets()
+                assert tcp_peers(table, table[inode(first)]) == (set(), ())
+                assert tcp_peers(table, table[inode(second)]) == ({inode(client)}, ())

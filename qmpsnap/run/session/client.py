@@ -170,12 +170,12 @@ async def _greeted(
             hint=why.hint or "other clients are waiting for the monitor, or the host does not answer",
         )
     try:
-        peer, client = peer_of(sock, pid), Client(recorder)
+        peer, client, reached = peer_of(sock, pid), Client(recorder), _peer_name(sock)
         try:
             await _greet(client, sock, seconds=ends - anyio.current_time(), where=where)
         except TimeoutError:
             missing = "answer to our greeting" if client.greeting else "greeting"
-            why = await why_silent(address, peer.pid)
+            why = await why_silent(address, peer.pid, peer=reached)
             general = f"another client may be connected to the monitor, or {peer.process} is stopped or busy"
             raise ConnectFailed(
                 f"no {missing} from {where} within {limit:g} s{why.fact}", hint=why.hint or general
@@ -184,6 +184,14 @@ async def _greeted(
         sock.close()
         raise
     return sock, peer, client
+
+
+def _peer_name(sock: socket.socket) -> object:
+    """What a socket is connected to; None if that has gone already."""
+    try:
+        return sock.getpeername()
+    except OSError:
+        return None
 
 
 async def _greet(client: Client, sock: socket.socket, *, seconds: float, where: str) -> None:

@@ -12,8 +12,8 @@ from msgspec import Struct
 from qmpsnap.model.host_process import HostProcess
 from qmpsnap.run.disk import in_thread
 from qmpsnap.run.proc import is_stopped
-from qmpsnap.run.session.dial import Address
-from qmpsnap.run.sockets import clients_of, tcp_clients_of
+from qmpsnap.run.session.dial import Address, tcp_place
+from qmpsnap.run.sockets import clients_of, is_numeric, tcp_clients_of
 
 _OTHERS_CLIENT = (
     "end that client, or start QEMU with one more -qmp: it serves one client at a time on each monitor"
@@ -32,18 +32,19 @@ class Silence(Struct, frozen=True):
     hint: str = ""
 
 
-async def why_silent(address: Address, pid: int | None = None) -> Silence:
+async def why_silent(address: Address, pid: int | None = None, *, peer: object = None) -> Silence:
     """Find out why nobody greets at an address; our own connection to it has to be closed by now.
 
     Args:
         address: The monitor's address.
         pid: QEMU's process; None: it is not known.
+        peer: What our connection reached, as `getpeername` said; None: it reached nothing.
     """
-    return await in_thread(partial(_why_silent, address, pid))
+    return await in_thread(partial(_why_silent, address, pid, peer))
 
 
-def _why_silent(address: Address, pid: int | None) -> Silence:
-    clients = _clients(address)
+def _why_silent(address: Address, pid: int | None, peer: object) -> Silence:
+    clients = _clients(address, peer)
     if clients is not None:
         return Silence(f": {_connected(clients)} connected to it", _OTHERS_CLIENT)
     if pid is not None and is_stopped(pid):
@@ -51,13 +52,16 @@ def _why_silent(address: Address, pid: int | None) -> Silence:
     return Silence()
 
 
-def _clients(address: Address) -> tuple[HostProcess | str, ...] | None:
+def _clients(address: Address, peer: object) -> tuple[HostProcess | str, ...] | None:
     if isinstance(address, socket.socket):
         return None
     if isinstance(address, str) and not address.startswith("tcp:"):
         return clients_of(address)
-    port = address[1] if isinstance(address, tuple) else int(address.rpartition(":")[2])
-    return tcp_clients_of(port)
+    place = address if isinstance(address, tuple) else tcp_place(address)
+    if isinstance(peer, tuple):
+        return tcp_clients_of(peer[0], peer[1])
+    # A name is not looked up: that is what may have taken so long.
+    return tcp_clients_of(*place) if place is not None and is_numeric(place[0]) else None
 
 
 def _connected(clients: Iterable[HostProcess | str]) -> str:

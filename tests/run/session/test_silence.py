@@ -25,6 +25,18 @@ async def test_why_silent_names_the_client_of_a_tcp_monitor():
     assert "one client at a time" in found.hint
 
 
+async def test_why_silent_names_no_client_of_another_host_s_port():
+    """A local service has the same port, and a client; the monitor is at another address."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        with closing(socket.create_connection(("127.0.0.1", port))), closing(listener.accept()[0]):
+            assert await why_silent(("192.0.2.1", port)) == Silence()
+            assert await why_silent(("other.example", port)) == Silence()
+            assert await why_silent(("other.example", port), peer=("192.0.2.1", port)) == Silence()
+            found = await why_silent(("this.example", port), peer=("127.0.0.1", port))
+    assert found.fact == ": this process itself is connected to it"
+
+
 @pytest.fixture
 def stopped():
     """The id of a process that is stopped."""
