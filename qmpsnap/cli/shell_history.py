@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from prompt_toolkit.history import History
@@ -38,11 +40,17 @@ class ShellHistory(History):
         """The lines of the file, the newest first."""
         if self._descriptor is None:
             return []
-        data = os.pread(self._descriptor, _MOST * 4, 0)
-        lines = [line for line in data.decode(errors="replace").split("\n") if line][-_LINES:]
-        if len(data) > _MOST:
-            os.ftruncate(self._descriptor, 0)
-            os.write(self._descriptor, "".join(f"{line}\n" for line in lines[-_LINES // 2 :]).encode())
+        try:
+            # Shared by those that append; alone, because a line that is appended meanwhile would be cut off.
+            with _locked(self._descriptor, fcntl.LOCK_EX):
+                lines, size = _lines(self._descriptor)
+                if size > _MOST:
+                    os.ftruncate(self._descriptor, 0)
+                    kept = "".join(f"{line}\n" for line in lines[-_LINES // 2 :])
+                    os.write(self._descriptor, kept.encode())
+        except OSError as error:
+            self._give_up(error)
+            return []
         return list(reversed(lines))
 
     def store_string(self, string: str) -> None:
@@ -57,10 +65,14 @@ class ShellHistory(History):
         if masked != message:
             line = f"{request.command} {json.dumps(masked['arguments'])}"
         try:
-            os.write(self._descriptor, f"{' '.join(line.split())}\n".encode(errors="backslashreplace"))
+            with _locked(self._descriptor, fcntl.LOCK_SH):
+                os.write(self._descriptor, f"{' '.join(line.split())}\n".encode(errors="backslashreplace"))
         except OSError as error:
-            to_stderr(f"qmpsnap: the history is not kept any more: {self._file}: {error.strerror or error}")
-            self.close()
+            self._give_up(error)
+
+    def _give_up(self, error: OSError) -> None:
+        to_stderr(f"qmpsnap: the history is not kept any more: {self._file}: {error.strerror or error}")
+        self.close()
 
     def close(self) -> None:
         """Close the file."""
@@ -74,6 +86,26 @@ def history_file() -> Path:
     given = os.environ.get("XDG_STATE_HOME", "")
     home = Path(given) if given.startswith("/") else Path.home() / ".local" / "state"
     return home / "qmpsnap" / "shell-history"
+
+
+@contextmanager
+def _locked(descriptor: int, kind: int) -> Iterator[None]:
+    """Hold a lock of that kind on the file; other shells hold theirs only as long as they write."""
+    with suppress(OSError):  # a file system without locks
+        fcntl.flock(descriptor, kind)
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
+
+
+def _lines(descriptor: int) -> tuple[list[str], int]:
+    """The newest lines of the file, in its order, and its size in bytes."""
+    size = os.fstat(descriptor).st_size
+    start = max(0, size - 4 * _MOST)
+    lines = os.pread(descriptor, 4 * _MOST, start).decode(errors="replace").split("\n")
+    return [line for line in lines[1 if start else 0 :] if line][-_LINES:], size
 
 
 def _opened(file: Path) -> int:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import errno
 import os
 import stat
+import threading
 
 import pytest
 
@@ -84,6 +86,52 @@ def test_a_history_that_has_become_long_is_cut_to_its_newest_lines(file):
     assert loaded(file)[0].endswith("1999")
     assert file.stat().st_size < 256 * 1024
     assert loaded(file)[0].endswith("1999")
+
+
+def test_the_newest_lines_of_a_very_long_history_are_kept(file):
+    remember(file, "quit")
+    file.write_text("".join(f"query-status # {number:03000}\n" for number in range(600)))
+    lines = loaded(file)
+    assert lines[0].endswith("0599")
+    assert {len(line) for line in lines} == {len(f"query-status # {0:03000}")}
+    assert loaded(file)[0].endswith("0599")
+
+
+def test_a_line_that_another_shell_sends_while_the_history_is_cut_is_not_lost(file, monkeypatch):
+    remember(file, "quit")
+    file.write_text("".join(f"query-status # {number:0300}\n" for number in range(2000)))
+    others = []
+
+    def cut(descriptor, size):
+        others.append(threading.Thread(target=remember, args=(file, "query-status")))
+        others[0].start()
+        others[0].join(0.2)  # it waits; if it did not, its line would be there now, and then cut off
+        truncate(descriptor, size)
+
+    truncate = os.ftruncate
+    monkeypatch.setattr(os, "ftruncate", cut)
+    loaded(file)
+    others[0].join()
+    assert loaded(file)[:2] == ["query-status", f"query-status # {1999:0300}"]
+
+
+def test_a_history_that_cannot_be_read_is_said_once_and_kept_no_more(file, monkeypatch, capsys):
+    remember(file, "quit")
+
+    def failing(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    history = ShellHistory(file)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pread", failing)
+        assert list(history.load_history_strings()) == []
+    request = read_line("quit", SCHEMA)
+    assert request is not None
+    history.remember("quit", request)
+    assert list(history.load_history_strings()) == []
+    text = f"qmpsnap: the history is not kept any more: {file}: Input/output error\n"
+    assert capsys.readouterr().err == text
+    assert loaded(file) == ["quit"]
 
 
 def test_a_history_that_cannot_be_used_is_said_once(file, capsys):
