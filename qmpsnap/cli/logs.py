@@ -53,7 +53,7 @@ class _Traffic(logging.Formatter):
 
     def __init__(self) -> None:
         super().__init__()
-        self._secrets: dict[str, SessionSecrets] = {}  # by logger; all connections of ours share one
+        self._secrets: dict[object, SessionSecrets] = {}  # of each connection, or of each logger of others
 
     def format(self, record: logging.LogRecord) -> str:
         text = str(record.args[0]) if isinstance(record.args, tuple) and record.args else ""
@@ -65,7 +65,8 @@ class _Traffic(logging.Formatter):
 
     def _shown(self, message: object, record: logging.LogRecord) -> str:
         if isinstance(message, dict):
-            secrets = self._secrets.setdefault(record.name, SessionSecrets())
+            connection = vars(record).get("connection", record.name)
+            secrets = self._secrets.setdefault(connection, SessionSecrets())
             shown = secrets.sent(message) if record.msg.startswith(_SENT) else secrets.received(message)
             message = dict(shown)
         return without_passwords(json.dumps(message))

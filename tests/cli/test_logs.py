@@ -7,6 +7,7 @@ import pytest
 
 from qmpsnap.cli.logs import configure
 from qmpsnap.run.log import get_logger
+from qmpsnap.run.session.client import Client
 
 
 @pytest.mark.parametrize(("verbose", "seen"), [(0, ["w"]), (1, ["i", "w"]), (2, ["d", "i", "w"])])
@@ -92,6 +93,21 @@ def test_configure_shows_no_secret_that_qemu_returns(capsys, command, answer, sh
     assert logged(capsys, other, "<--", {"return": "kept", "id": "1"}) == {"return": "kept", "id": "1"}
     assert logged(capsys, name, "<--", {"return": answer, "id": "1"}) == {"return": shown, "id": "1"}
     assert logged(capsys, name, "<--", {"return": "kept", "id": "1"}) == {"return": "kept", "id": "1"}
+
+
+def test_configure_masks_the_replies_of_each_connection_by_what_was_asked_on_it(capsys):
+    configure(2)
+    one, other = Client(), Client()
+
+    def logged_by(client, direction, message):
+        client.logger.debug(f"{direction} %s", json.dumps(message))
+        return json.loads(capsys.readouterr().err[4:])
+
+    asks = {"execute": "qom-get", "arguments": {"path": "/objects/s0", "property": "data"}, "id": "1"}
+    assert logged_by(one, "-->", asks) == asks
+    assert logged_by(other, "<--", {"return": "kept", "id": "1"}) == {"return": "kept", "id": "1"}
+    assert logged_by(one, "<--", {"return": "hunter2", "id": "1"}) == {"return": "***", "id": "1"}
+    assert one.logger.name == other.logger.name
 
 
 def test_configure_shows_no_secret_of_a_command_that_only_its_table_knows(capsys):

@@ -19,7 +19,7 @@ from qmpsnap.run.session.dial import Address, Peer, describe, dial, peer_of
 from qmpsnap.run.session.recorder import Recorder
 from qmpsnap.run.session.silence import why_silent
 
-_NAME = "qmpsnap"  # what qemu.qmp logs of our clients goes to qemu.qmp.protocol.qmpsnap
+_NAME = "qmpsnap"  # what qemu.qmp logs of our clients goes to qemu.qmp.protocol.qmpsnap, with `connection`
 _READ_LIMIT = 256 * 1024 * 1024  # bytes of one reply
 _END_LIMIT = 0.4  # seconds
 _AGAIN = 4  # times; one lost reply may come before the greeting, and that to our own answer afterwards
@@ -38,6 +38,8 @@ class Client(QMPClient):
 
     def __init__(self, recorder: Recorder | None = None) -> None:
         super().__init__(_NAME, _READ_LIMIT)
+        # A logger for each would never be freed.
+        self.logger = logging.LoggerAdapter(self.logger, {"connection": id(self)})  # type: ignore[assignment]
         self._recorder = recorder
         self.events.event_filter = lambda _: False
         self._answered = False  # our greeting, which ends the negotiation
