@@ -6,8 +6,8 @@ import json
 import logging
 import sys
 
-from qmpsnap.model.printable import masked, printable
-from qmpsnap.model.secrets import SessionSecrets, without_passwords
+from qmpsnap.model.printable import printable
+from qmpsnap.model.secrets import SessionSecrets, masked, without_passwords
 
 _SHOWN = frozenset({"machine.started_below", "layer.name_lost"})  # printed by the verbs themselves
 _SENT, _RECEIVED = "--> ", "<-- "

@@ -1,13 +1,13 @@
-"""Masks the members of QMP messages that are secrets, wherever messages are logged or written to a file.
+"""Masks secrets in QMP messages and command lines, wherever these are logged or written to a file.
 
-The tables were read from the schemas of QEMU 7.2, 10.0 and 11.1 (query-qmp-schema). Members such as
+The tables of QMP were read from the schemas of QEMU 7.2, 10.0 and 11.1 (query-qmp-schema). Members such as
 `key-secret`, `password-secret`, `passwordid` and `tls-creds` are ids of objects, and no secrets.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -37,11 +37,21 @@ _SPOKEN = re.compile(
     r"\b\"?\s*"
 )
 _ASKED = re.compile(r"\s*qom-get\s+\S+\s+\"?(?:data|password)\b")
-_IN_A_URL = re.compile(r"(://[^/@:%\s\"]*[:%])[^/@\s\"]+@")  # iscsi://user%password@host/
+# A user's password in a URL: https://user:password@host/, iscsi://user%password@host/. In JSON a quote ends
+# it; in a word of a command line it may be a part of it.
+_URL = r"(://[^/@:%\s{end}]*[:%])[^/@\s{end}]+@"
+_IN_A_URL, _IN_A_WORD = (re.compile(_URL.replace("{end}", end)) for end in ('"', ""))
 # The key of a Ceph user in the name of an image: rbd:pool/image:id=admin:key=...
 _IN_RBD = re.compile(r"(\brbd:[^\s\"]*?:key=)[^:\s\"]+")
 # The cookie of a node that QEMU names by json:, in a text or in a text within JSON.
 _COOKIE = re.compile(r'(\\*"cookie\\*":\s*\\*")[^"\\]+')
+
+# Names of options whose values are secrets: -object secret,data=..., -spice password=..., file.cookie=...
+_KEYS = r"data|password|passwd|pass|passphrase|ticket|secret|token|credential|cookie"
+# Also -fw_cfg ...,string=... and -smbios type=11,value=io.systemd.credential...
+# ",," is a comma within a value.
+_OPTION = re.compile(rf"(?i)(?<![\w-])((?:{_KEYS}|string|value)=)((?:[^,]|,,)+)")
+_JSON = re.compile(rf'(?i)("(?:{_KEYS})"\s*:\s*)"(?:[^"\\]|\\.)*"')
 
 PASSWORD_MARKS = (b"://", b":key=", b"cookie")
 """Text without any of these has nothing that without_passwords() masks."""
@@ -127,6 +137,22 @@ def without_passwords(text: str) -> str:
     text = _IN_A_URL.sub(rf"\1{MASK}@", text) if "://" in text else text
     text = _IN_RBD.sub(rf"\1{MASK}", text) if ":key=" in text else text
     return _COOKIE.sub(rf"\1{MASK}", text) if '"cookie' in text or 'cookie\\"' in text else text
+
+
+def masked(text: str) -> str:
+    """A word of a command line, or a QMP message as text, with the mask in place of possible secrets.
+
+    For logs: rather too many than too few.
+    """
+    text = without_passwords(_JSON.sub(rf'\1"{MASK}"', text))
+    if text.lstrip().startswith("{"):
+        return text
+    return _OPTION.sub(rf"\1{MASK}", _IN_A_WORD.sub(rf"\1{MASK}@", text))
+
+
+def masked_all(argv: Iterable[str]) -> list[str]:
+    """A command line for a log."""
+    return [masked(word) for word in argv]
 
 
 def _mask(value: object, name: str, names: frozenset[str]) -> object:

@@ -21,7 +21,7 @@ from typing import Final
 import anyio
 
 from qmpsnap.errors import ConnectFailed, Unsupported
-from qmpsnap.model.printable import masked_all
+from qmpsnap.model.secrets import masked_all
 from qmpsnap.run.channel import open_log
 from qmpsnap.run.log import get_logger
 

@@ -4,7 +4,15 @@ import json
 
 import pytest
 
-from qmpsnap.model.secrets import answers_secret, mask_answer, mask_secrets, without_passwords
+from qmpsnap.model.secrets import (
+    answers_secret,
+    mask_answer,
+    mask_secrets,
+    masked,
+    masked_all,
+    without_passwords,
+)
+from tests.each import each
 
 
 def command(name, **arguments):
@@ -130,3 +138,54 @@ def test_without_passwords_keeps_urls_without_any():
     for text in ("nbd://host:10809/x", "https://user@h/d", "ssh://h/a:b@c", "no url: a@b"):
         assert without_passwords(text) == text
     assert without_passwords('"ssh://u:p@h/" "ftp://a:b@c"') == '"ssh://u:***@h/" "ftp://a:***@c"'
+
+
+SECRET = "hunter2"
+
+
+@each(
+    "text",
+    [
+        f"secret,id=s0,data={SECRET}",
+        f"secret,id=s0,data={SECRET},format=raw",
+        f"secret,data=a,,{SECRET},id=s0",
+        f"tls-creds-x509,id=t,PASSWORD={SECRET}",
+        f"port=5900,password={SECRET}",
+        f'{{"qom-type":"secret","id":"s0","data":"{SECRET}"}}',
+        f'{{"qom-type": "secret", "data" : "a\\"{SECRET}"}}',
+        f'{{"execute": "set_password", "arguments": {{"protocol": "vnc", "password": "{SECRET}"}}}}',
+        f"driver=https,url=https://user:{SECRET}@host/x",
+        f'driver=https,url=https://user:a"{SECRET}@host/x',
+        f"driver=https,url=https://host/x,cookie=id={SECRET}",
+        f"if=none,file.driver=https,file.url=https://host/x,file.cookie={SECRET}",
+        f'{{"driver":"https","url":"https://user:{SECRET}@host/x"}}',
+        f"if=virtio,file=iscsi://user%{SECRET}@host/iqn.x/0",
+        f"if=virtio,file=rbd:pool/image:id=admin:key={SECRET}",
+        f'file=json:{{"driver":"https","url":"https://host/x","cookie":"{SECRET}"}}',
+        f"name=opt/io.systemd.credentials/x,string={SECRET}",
+        f"type=11,value=io.systemd.credential:x={SECRET}",
+    ],
+)
+def test_masked_hides_what_may_be_a_secret(text):
+    assert SECRET not in masked(text)
+    assert "***" in masked(text)
+
+
+@each(
+    "text",
+    [
+        "driver=qcow2,file.filename=/d/x.qcow2,encrypt.key-secret=s0",
+        "tls-creds-x509,id=t,dir=/d,passwordid=p",
+        '{"driver":"file","filename":"/d/x","node-name":"n"}',
+        "nbd://host:10809/export",
+        "-m",
+        "512",
+    ],
+)
+def test_masked_leaves_what_is_none(text):
+    assert masked(text) == text
+
+
+def test_masked_all_keeps_the_words_apart():
+    words = ["qemu", "-object", f"secret,id=s,data={SECRET}", "-S"]
+    assert masked_all(words) == ["qemu", "-object", "secret,id=s,data=***", "-S"]
