@@ -167,6 +167,43 @@ def test_first(vm): ...
 def test_second(guest): ...
 """
 
+# A kernel alone: it finds no root, and panics.
+KERNEL = """
+import qmpsnap, pytest
+from qmpsnap.testing.machine import find_guest_image
+
+@pytest.fixture(scope="session")
+def qmpsnap_machine():
+    kernel = find_guest_image().kernel
+    return qmpsnap.Machine(memory_mib=128, kernel=kernel, append="console=ttyS0 quiet no_timer_check")
+
+@pytest.fixture(scope="session")
+def qmpsnap_disks():
+    return {}
+
+@pytest.fixture(scope="session")
+def qmpsnap_ready():
+    return "login:"
+
+def test_first(vm): ...
+def test_second(vm): ...
+"""
+PANICS = """
+import pytest
+
+CRASH = "echo c > /proc/sysrq-trigger; sleep 600"
+
+@pytest.mark.parametrize("number", range(2))
+def test_plain(guest, number):
+    guest.run(CRASH, limit=600)
+
+async def test_async(guest):
+    await guest.run(CRASH, limit=600)
+
+def test_after(guest):
+    assert guest.run("echo all right") == "all right"
+"""
+
 GOES_ON = """
 @pytest.mark.qmpsnap(reset="none")
 @pytest.mark.parametrize("number", range(3))
@@ -304,6 +341,25 @@ def test_guest_that_is_never_ready_fails_the_first_test_slowly_and_the_others_at
     assert "the machine could not be booted before: the guest was not ready after 1 s" in ended.out
     assert "to its console" in ended.out
     assert one_suite.left() == NOTHING
+
+
+def test_guest_that_panics_at_boot_ends_the_wait_and_says_why(suite):
+    ended = suite.run(KERNEL, "--qmpsnap-boot-limit=600")
+    assert ended.counts == {"errors": 2} | {word: n for word, n in ended.counts.items() if word != "errors"}
+    assert re.search(r"E .*GuestFailed: the guest has panicked during the boot\n", ended.out)
+    assert re.search(r"E .*Kernel panic - not syncing: VFS: Unable to mount root fs", ended.out)
+    assert "the machine could not be booted before: the guest has panicked during the boot" in ended.out
+    assert suite.left() == NOTHING
+
+
+def test_guest_that_panics_in_a_test_ends_its_command_and_the_next_test_gets_the_first_state(suite):
+    ended = suite.run(PANICS, "-o", "asyncio_mode=auto")
+    assert (ended.counts["failed"], ended.counts["passed"]) == (3, 1)
+    failed = r"GuestFailed: the guest has panicked during 'echo c > /proc/sysrq-trigger; sleep 600'"
+    assert len(re.findall(rf"\nE .*{failed}", ended.out)) == 3
+    assert re.search(r"E .*Kernel panic - not syncing: sysrq triggered crash", ended.out)
+    assert re.search(r"1 boot\(s\), 3 reset\(s\)", ended.out)
+    assert suite.left() == NOTHING
 
 
 def test_no_more_than_four_machines_run_at_once(one_suite):

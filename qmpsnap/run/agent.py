@@ -149,4 +149,4 @@ def _parse(line: bytes, command: str) -> dict[str, object]:
 
 
 def _closed_error() -> GuestFailed:
-    return GuestFailed("the agent's port was closed: is QEMU gone?", script="")
+    return GuestFailed("the agent's port was closed, as by the end of QEMU", script="")

@@ -21,6 +21,7 @@ import anyio.lowlevel
 from anyio.abc import ByteStream
 
 from qmpsnap.errors import GuestFailed, InvalidTarget, TargetExists
+from qmpsnap.model.console_text import HALTED, last_lines
 from qmpsnap.run.log import get_logger
 from qmpsnap.run.safe_open import append_file
 
@@ -29,7 +30,6 @@ _ADDRESS_BYTES: Final = 107
 _CHUNK: Final = 64 * 1024
 _UNREAD_BYTES: Final = 256 * 1024
 _TAIL_BYTES: Final = 64 * 1024
-_LAST_LINES: Final = 15
 
 
 class Pair:
@@ -178,6 +178,7 @@ class Console(_Sending):
         super().__init__(sock)
         self.log: Final = log
         self._file = open_log(log) if log else -1
+        self._count = 0  # bytes that were received
         self._tail = bytearray()
         self._unread = bytearray()
         self._news = anyio.Event()
@@ -198,15 +199,18 @@ class Console(_Sending):
             limit: Seconds.
 
         Raises:
-            GuestFailed: When it does not come within the limit, or QEMU ends; the message has the last lines.
+            GuestFailed: When it does not come within the limit, QEMU ends, or Linux panics meanwhile and does
+                not reboot; the message has the last lines.
         """
-        pattern, searched = text.encode(), 0
+        pattern, searched, begun = text.encode(), 0, self._count
         with anyio.move_on_after(limit):
             while True:
                 if (at := self._unread.find(pattern, searched)) >= 0:
                     return self._take(at + len(pattern)).decode(errors="replace")
                 if self._ended:
                     raise self._error(f"the console ended before {text!r}")
+                if HALTED.encode() in self._tail[-(self._count - begun) - len(HALTED) :]:
+                    raise self._error(f"the guest has panicked before {text!r}")
                 before = len(self._unread)
                 await self._news.wait()
                 grown = len(self._unread) > before and before < _UNREAD_BYTES
@@ -237,7 +241,7 @@ class Console(_Sending):
         self._close_log()
 
     def _error(self, message: str) -> GuestFailed:
-        lines = "\n".join(self.tail.splitlines()[-_LAST_LINES:])
+        lines = last_lines(self.tail)
         return GuestFailed(f"{message}; its last lines: {lines or 'none'}", script="", output=lines)
 
     def _take(self, size: int) -> bytes:
@@ -262,6 +266,7 @@ class Console(_Sending):
         self._tell()
 
     def _keep(self, chunk: bytes) -> None:
+        self._count += len(chunk)
         for buffer, size in ((self._tail, _TAIL_BYTES), (self._unread, _UNREAD_BYTES)):
             buffer.extend(chunk)
             del buffer[:-size]

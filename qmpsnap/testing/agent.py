@@ -142,12 +142,13 @@ async def open_agent(
     """
     stream = port if isinstance(port, ByteStream) else await anyio.connect_unix(os.fspath(port))
     try:
-        agent = Agent(stream)
-        try:
-            with anyio.fail_after(limit):
-                await agent.wait_ready()
-        except TimeoutError as error:
-            raise await Witness(vm).explain(f"the guest agent was not ready after {limit:g} s", "") from error
+        agent, witness = Agent(stream), Witness(vm)
+        with witness.watch(doing="the boot", boots=True):
+            try:
+                with anyio.fail_after(limit):
+                    await agent.wait_ready()
+            except TimeoutError as error:
+                raise await witness.explain(f"the guest agent was not ready after {limit:g} s", "") from error
         yield AgentShell(agent, vm=vm, port_id=port_id)
     finally:
         if stream is not port:

@@ -14,7 +14,7 @@ import hashlib
 import os
 import re
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Final
 
@@ -22,9 +22,10 @@ import anyio
 from anyio.abc import ByteStream
 
 from qmpsnap.errors import GuestFailed
+from qmpsnap.model.console_text import without_codes
 from qmpsnap.testing.shell import MIB, Ran, Shell, check_script, shorten, whole_seconds
 from qmpsnap.testing.shell_scripts import KILL_ALL
-from qmpsnap.testing.witness import Witness, without_codes
+from qmpsnap.testing.witness import Witness
 from qmpsnap.vm import VM
 
 __all__ = ["ConsoleShell", "open_console"]
@@ -34,9 +35,7 @@ _PART_BYTES: Final = 48 * 1024
 _TRIES: Final = 4
 _GRACE_S: Final = 15.0
 _QUIET_S: Final = 0.6
-_PANIC_S: Final = 1.0
 _TYPED: Final = 500  # some shells take 1023 characters in a line that is typed
-_PANIC: Final = b"Kernel panic - not syncing"
 _READY: Final = "qmpsnap: ready"
 _LOGIN: Final = re.compile(r"login: ?$")
 _PASSWORD: Final = re.compile(r"[Pp]assword: ?$")
@@ -88,6 +87,7 @@ class ConsoleShell(Shell):
         self._witness = Witness(vm, lambda: self._screen.text)
         self._lock = anyio.Lock()
         self._refused = 0
+        self._prompt = ""
 
     async def execute(self, script: str, *, limit: float = 30.0, most: int = MIB) -> Ran:
         """Run a shell script as `Shell.execute` says, as the user who is logged in."""
@@ -105,7 +105,7 @@ class ConsoleShell(Shell):
 
     async def log_in(self, *, user: str, password: str, limit: float) -> None:
         """Wait for a prompt, log in, and start the loop."""
-        with self._witness.watch("the login"):
+        with self._witness.watch(doing="the login", boots=True):
             try:
                 with anyio.fail_after(limit):
                     await self._log_in(user, password)
@@ -138,6 +138,7 @@ class ConsoleShell(Shell):
             elif _PASSWORD.search(lines[-1]):
                 await self._screen.type(f"{password if user_sent else ''}\n")
             elif _PROMPT.search(lines[-1]):
+                self._prompt = lines[-1]
                 await self._start()
             else:
                 await anyio.sleep(_QUIET_S)
@@ -174,9 +175,14 @@ class ConsoleShell(Shell):
 
     async def _answer(self, token: str) -> list[str]:
         """Return the words of the line that begins with a token."""
-        while not (line := await self._screen.line()).startswith(f"{token} "):
+        while not (line := await self._screen.line(self._is_prompt)).startswith(f"{token} "):
             pass
         return line.split()[1:]
+
+    def _is_prompt(self, line: str) -> bool:
+        """Whether the line has no end because the login shell, or a login, waits for input."""
+        text = without_codes(line)
+        return bool(_LOGIN.search(text)) or (text != "" and text == self._prompt)
 
     async def _part(self, token: str, number: int) -> bytes:
         for attempt in range(_TRIES):
@@ -223,12 +229,19 @@ class _Screen:
         try:
             await self._stream.send(text.encode())
         except (anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
-            raise _Ended("the console was closed: is QEMU gone?") from error
+            raise _Ended("the console was closed, as by the end of QEMU") from error
 
-    async def line(self) -> str:
-        """The next line, without its end."""
+    async def line(self, is_prompt: Callable[[str], bool] = lambda _: False) -> str:
+        """The next line, without its end.
+
+        Args:
+            is_prompt: Whether a line that gets no end says that the shell has ended.
+        """
         while (end := self._new.find(b"\n")) < 0:
-            await self._receive()
+            with anyio.move_on_after(_QUIET_S) as silence:
+                await self._receive()
+            if silence.cancelled_caught and is_prompt(self._new.decode(errors="replace")):
+                raise _Ended("the shell on the console has ended")
         line = self._new[:end].decode(errors="replace")
         del self._new[: end + 1]
         return line.strip("\r")
@@ -247,15 +260,10 @@ class _Screen:
         try:
             data = await self._stream.receive()
         except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
-            raise _Ended("the console was closed: is QEMU gone?") from error
+            raise _Ended("the console was closed, as by the end of QEMU") from error
         self._new += data
         self._tail += data
         del self._new[: -2 * _TAIL_BYTES], self._tail[:-_TAIL_BYTES]
-        if _PANIC in self._tail[-len(data) - len(_PANIC) :]:
-            with anyio.move_on_after(_PANIC_S):  # the rest of what it says
-                while True:
-                    self._tail += await self._stream.receive()
-            raise _Ended("the guest has panicked")
 
 
 @asynccontextmanager

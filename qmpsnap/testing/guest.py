@@ -21,7 +21,7 @@ import anyio
 
 from qmpsnap.errors import GuestFailed
 from qmpsnap.testing.guest_command import main
-from qmpsnap.testing.initramfs import SEEDER
+from qmpsnap.testing.initramfs import SEEDER, STARTED
 from qmpsnap.testing.seeder import new_seeder
 from qmpsnap.testing.shell import MIB, Ran, Shell, check_script, output_of, shorten, whole_seconds
 from qmpsnap.testing.witness import Witness
@@ -60,9 +60,7 @@ class Guest(Shell):
         """Run a shell script as `Shell.execute` says; the shell is busybox's."""
         check_script(script)
         seconds = whole_seconds(limit)
-        with self._witness.watch(script):
-            return await self._ask(script, limit=seconds, most=most, patience=limit + _GRACE_S)
-        raise AssertionError  # the watch raises when it ends the wait
+        return await self._ask(script, limit=seconds, most=most, patience=limit + _GRACE_S)
 
     async def quick(self, script: str) -> str:
         """Run a script of a few builtins that prints one line; 3 ms under TCG, where `run` takes 11.
@@ -90,12 +88,12 @@ class Guest(Shell):
     async def reset(self, *, limit: float = 120.0) -> None:
         """Let the guest reboot, without unmounting anything, and return when it answers again."""
         boot = await self.wait_ready(limit=limit)
-        await self.run("(usleep 50000; reboot -f) > /dev/null 2>&1 &")
+        await self._end_by("(usleep 50000; reboot -f) > /dev/null 2>&1 &", "RESET")
         await self._wait_boot(not_this=boot, limit=limit)
 
     async def poweroff(self) -> None:
         """Let the guest sync and power off; return when it has started to."""
-        await self.run("sync; (usleep 50000; poweroff -f) > /dev/null 2>&1 &", limit=60)
+        await self._end_by("sync; (usleep 50000; poweroff -f) > /dev/null 2>&1 &", "SHUTDOWN")
 
     async def device(self, serial: str, *, limit: float = 10.0) -> str:
         """Return the device file of the disk with that serial, such as /dev/vda.
@@ -160,23 +158,45 @@ class Guest(Shell):
         )
         return Writer(self, directory=directory, device=device, writes=writes)
 
-    async def _wait_boot(self, *, not_this: str, limit: float) -> str:
-        with anyio.move_on_after(limit):
-            while True:
-                # A question is lost when the guest is reset while it is running: it is asked again.
-                try:
-                    ran = await self._ask(_BOOT_ID, limit=0, patience=1)
-                except GuestFailed as error:
-                    if error.status is None and not isinstance(error.__cause__, TimeoutError):
-                        raise
-                    continue
-                boot = ran.output.decode().strip()
-                if ran.status == 0 and boot != not_this:
-                    return boot
-                await anyio.sleep(0.02)
-        raise await self._witness.explain(f"the guest was not ready after {limit:g} s", "")
+    async def _end_by(self, script: str, event: str) -> None:
+        """Run a script that ends the guest; on a busy host the event may come before the answer."""
+        output_of(script, await self._ask(script, limit=60, patience=60 + _GRACE_S, wanted=event))
 
-    async def _ask(self, script: str, *, limit: int, patience: float, most: int = MIB) -> Ran:
+    async def _wait_boot(self, *, not_this: str, limit: float) -> str:
+        with self._witness.watch(doing="the boot", boots=True):
+            with anyio.move_on_after(limit):
+                while True:
+                    # A question is lost when the guest is reset while it is running: it is asked again.
+                    try:
+                        ran = await self._exchange(_BOOT_ID, limit=0, patience=1)
+                    except GuestFailed as error:
+                        if error.status is None and not isinstance(error.__cause__, TimeoutError):
+                            raise
+                        continue
+                    boot = ran.output.decode().strip()
+                    if ran.status == 0 and boot != not_this:
+                        return boot
+                    await anyio.sleep(0.02)
+            raise await self._witness.explain(f"the guest was not ready after {limit:g} s", "")
+        raise AssertionError  # the watch raises when it ends the wait
+
+    async def _ask(
+        self, script: str, *, limit: int, patience: float, most: int = MIB, wanted: str = ""
+    ) -> Ran:
+        """Run a script in the guest, until it has ended, or the guest has.
+
+        Args:
+            script: The script.
+            limit: Seconds that it has in the guest; 0: it is evaluated by the agent's own shell.
+            patience: Seconds until it must be answered.
+            most: Largest size of its output, in bytes.
+            wanted: Name of an event that is as good as an answer; "": none.
+        """
+        with self._witness.watch(script, wanted=wanted):
+            return await self._exchange(script, limit=limit, patience=patience, most=most)
+        return Ran(0, b"")  # by the wanted event
+
+    async def _exchange(self, script: str, *, limit: int, patience: float, most: int = MIB) -> Ran:
         text = script.strip(" ")
         token = secrets.token_hex(4)
         # A byte more than what is asked for tells whether there is more.
@@ -185,26 +205,33 @@ class Guest(Shell):
             try:
                 with anyio.fail_after(patience):
                     await self._stream.send(request.encode())
-                    status, output = await self._answer(token)
+                    status, output = await self._answer(token, script)
             except TimeoutError as error:
                 message = f"the guest did not answer {shorten(script)!r} within {patience:g} s"
                 raise await self._witness.explain(message, script) from error
             except (anyio.EndOfStream, anyio.BrokenResourceError) as error:
-                raise GuestFailed("the guest's port was closed: is QEMU gone?", script=script) from error
+                message = "the guest's port was closed, as by the end of QEMU"
+                raise await self._witness.explain(message, script) from error
         return Ran(status, output[:most], cut=len(output) > most)
 
-    async def _answer(self, token: str) -> tuple[int, bytes]:
+    async def _answer(self, token: str, script: str) -> tuple[int, bytes]:
         """Read the answer of that token, past what is left of earlier ones."""
-        while not (line := await self._line()).startswith(token):
-            pass
-        if line != f"{token} begin":
-            _, status, output = line.split(" ", 2)
-            return int(status), output.encode()
-        encoded: list[str] = []
-        while not (line := await self._line()).startswith(token):
-            encoded.append(line)
+        encoded: list[str] | None = None
+        while not (line := await self._line()).startswith(token) or line == f"{token} begin":
+            if line == STARTED and encoded is not None:
+                raise GuestFailed(
+                    f"the guest's agent was killed, and has started again, during {shorten(script)!r}",
+                    script=script,
+                )
+            if encoded is not None:
+                encoded.append(line)
+            elif line == f"{token} begin":
+                encoded = []
+        _, status, *output = line.split(" ", 2)
+        if encoded is None:
+            return int(status), "".join(output).encode()
         try:
-            return int(line.split()[1]), base64.b64decode("".join(encoded), validate=True)
+            return int(status), base64.b64decode("".join(encoded), validate=True)
         except binascii.Error as error:
             raise GuestFailed("the guest's answer is broken", script="") from error
 

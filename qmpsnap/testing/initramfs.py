@@ -11,9 +11,10 @@ from typing import Final
 
 from qmpsnap.testing.shell_scripts import KILL_ALL
 
-__all__ = ["LOADER", "MODULES", "PORT_NAME", "SEEDER", "build_initramfs", "is_static_elf"]
+__all__ = ["LOADER", "MODULES", "PORT_NAME", "SEEDER", "STARTED", "build_initramfs", "is_static_elf"]
 
 PORT_NAME: Final = "qmpsnap.guest"
+STARTED: Final = "agent started"
 LOADER: Final = "ld-linux-x86-64.so.2"
 SEEDER: Final = "/bin/seeder"
 """An empty file that may be run; `Guest.reseed` writes its program there."""
@@ -62,6 +63,7 @@ done 2> /dev/null
 while :; do setsid sh /bin/agent; usleep 100000; done
 """
 
+# At its start it says "agent started": whoever waits for an answer then knows that it will not come.
 # One request: EOT, then "ID LIMIT MOST LENGTH SCRIPT" EOT. One answer: "ID begin", base64 lines, "ID STATUS".
 # At most MOST bytes of output are sent, from a new file, because what an earlier script has left running may
 # still write to its own; a file is emptied at once, and removed after some runs. LIMIT 0 is for short scripts
@@ -70,7 +72,8 @@ while :; do setsid sh /bin/agent; usleep 100000; done
 # waits; the kernel has no event for the shell: hence the pause. It starts no process: under TCG that keeps a
 # third of a host's processor busy. Where busybox's `read` takes only whole seconds, the subshell ends with
 # status 2.
-_AGENT: Final = r"""
+_AGENT: Final = (
+    r"""
 eot=$(printf '\004')
 for port in /sys/class/virtio-ports/*; do
     read -r name < $port/name
@@ -78,6 +81,7 @@ for port in /sys/class/virtio-ports/*; do
 done
 [ "$name" = PORT_NAME ] || exit
 exec 3<> /dev/${port##*/}
+echo 'STARTED' >&3
 [ -p /tmp/.never ] || mkfifo /tmp/.never
 exec 4<> /tmp/.never
 pause() { read -r -t 0.01 -u 4 nothing; }
@@ -94,13 +98,17 @@ KILL_ALLwhile :; do
     fi
     [ $((runs % 64)) != 0 ] || rm -f /tmp/.answer.*
     output=/tmp/.answer.$((runs += 1))
+    echo "$id begin" >&3
     QMPSNAP_RUN=$id timeout -s KILL "$limit" sh -c "$script" > $output 2>&1 < /dev/null 3>&- 4>&-
     status=$?
     [ $status != 137 ] || kill_all "$id"
-    { echo "$id begin"; head -c "$most" $output | base64; echo "$id $status"; } >&3
+    { head -c "$most" $output | base64; echo "$id $status"; } >&3
     : > $output
 done
-""".replace("PORT_NAME", PORT_NAME).replace("KILL_ALL", KILL_ALL)
+""".replace("PORT_NAME", PORT_NAME)
+    .replace("KILL_ALL", KILL_ALL)
+    .replace("STARTED", STARTED)
+)
 
 # The agent of QEMU, if its files are there; its libraries are in the same directory.
 _QEMU_AGENT: Final = r"""

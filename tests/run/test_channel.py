@@ -57,6 +57,21 @@ async def test_wait_for_fails_with_the_last_lines_when_the_limit_is_over():
     assert failed.value.output == lines
 
 
+async def test_wait_for_fails_when_linux_panics_for_good_meanwhile():
+    end = "---[ end Kernel panic - not syncing: test ]---"
+    async with console_of() as (console, guest):
+        guest.send(f"{end}\r\n".encode())
+        assert await console.wait_for("test ]", limit=5) == end[:-3]
+        with pytest.raises(GuestFailed, match="no 'login:' on the console"):  # it may have been reset since
+            await console.wait_for("login:", limit=0.02)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(send_later, guest, f"\r\nagain\r\n{end}\r\n".encode())
+            with pytest.raises(
+                GuestFailed, match="the guest has panicked before 'login:'; its last lines: ---"
+            ):
+                await console.wait_for("login:", limit=60)
+
+
 async def test_wait_for_fails_and_receive_ends_when_qemu_has_ended():
     async with console_of() as (console, guest):
         guest.send(b"panic")

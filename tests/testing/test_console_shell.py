@@ -4,7 +4,7 @@ import anyio
 import pytest
 
 from qmpsnap.errors import GuestFailed
-from qmpsnap.testing import console_shell
+from qmpsnap.testing import console_shell, witness
 from qmpsnap.testing.console_shell import open_console
 from qmpsnap.testing.shell import Ran
 from tests.testing.shells import on_a_terminal
@@ -34,7 +34,7 @@ async def _drop(item: bytes) -> None:
 def _quick(monkeypatch, tmp_path):
     monkeypatch.setenv("TMPDIR", str(tmp_path))  # a shell that is killed leaves its file
     monkeypatch.setattr(console_shell, "_QUIET_S", 0.03)
-    monkeypatch.setattr(console_shell, "_PANIC_S", 0.05)
+    monkeypatch.setattr(witness, "_REST_S", 0.05)
 
 
 async def test_console_runs_scripts_and_returns_what_they_print(tmp_path):
@@ -111,6 +111,21 @@ async def test_console_knows_a_panic():
             with pytest.raises(GuestFailed, match="has panicked") as failed:
                 await shell.run("echo '[ 1.0] Kernel panic - not syncing: test' > /dev/tty; sleep 9")
     assert "Kernel panic - not syncing: test" in failed.value.output
+
+
+# $PPID is timeout, whose parent is the loop that we have started; the parent of that is the login shell.
+_FIND = "read -r _ _ _ loop _ < /proc/$PPID/stat; read -r _ _ _ login _ < /proc/$loop/stat"
+
+
+@pytest.mark.parametrize(
+    ("words", "killed"),
+    [(("bash", "--norc", "-i"), "$loop"), (("sh", "-c", LOGIN.replace("exec sh", "sh")), "$login $loop")],
+)
+async def test_console_knows_that_its_shell_was_killed(words, killed):
+    with on_a_terminal(*words) as console:
+        async with open_console(console, password="secret") as shell:
+            with pytest.raises(GuestFailed, match="the shell on the console has ended"):
+                await shell.run(f"{_FIND}; kill -9 {killed}; sleep 600", limit=600)
 
 
 async def test_console_asks_again_for_what_a_kernel_message_has_cut_in_two():

@@ -7,25 +7,13 @@ import pytest
 
 from qmpsnap.errors import GuestFailed
 from qmpsnap.run.session import Event
+from qmpsnap.testing import witness
 from qmpsnap.testing.drawing import graph
 from qmpsnap.testing.fake import FakeTarget
-from qmpsnap.testing.witness import Witness, last_lines
+from qmpsnap.testing.witness import Witness
 from qmpsnap.vm import VM
 
 CONSOLE = "\x1b[1;32mDebian\x1b[0m\r\n\r\nvm login: \x07"
-
-
-@pytest.mark.parametrize(
-    ("printed", "lines"),
-    [
-        (CONSOLE, "Debian\nvm login:"),
-        ("\x1b]0;title\x07a\x1b(Bb\x1b[?2004hc\rd", "abc\nd"),
-        ("".join(f"{line}\n" for line in range(20)), "\n".join(map(str, range(5, 20)))),
-        ("", ""),
-    ],
-)
-def test_last_lines_are_text(printed, lines):
-    assert last_lines(printed) == lines
 
 
 async def test_explain_says_that_the_machine_is_paused_and_what_it_printed():
@@ -45,6 +33,7 @@ async def test_explain_says_that_the_machine_is_paused_and_what_it_printed():
     [
         (Event("GUEST_PANICKED", {"action": "pause"}, 0.0), "the guest has panicked during 'true'"),
         (Event("SHUTDOWN", {"guest": True, "reason": "guest-shutdown"}, 0.0), "the guest has shut down"),
+        (Event("RESET", {"guest": True, "reason": "guest-reset"}, 0.0), "the guest was reset during 'true'"),
         (Event("VSERPORT_CHANGE", {"id": "ga", "open": False}, 0.0), "the guest has closed its port"),
     ],
 )
@@ -70,6 +59,67 @@ async def test_watch_ends_the_wait_when_the_guest_ends(event, reason):
         await wait()
     assert (failed.value.script, failed.value.output) == ("true", "Debian\nvm login:")
     assert sinks == []
+
+
+def listening() -> tuple[VM, list[Callable[[Event], None]]]:
+    target = FakeTarget(graph(vda="base*"))
+    sinks: list[Callable[[Event], None]] = []
+    target.events = lambda sink: _Listening(sinks, sink)  # type: ignore[method-assign]
+    return VM(target), sinks
+
+
+async def test_watch_of_a_boot_goes_on_after_a_reset_but_not_after_a_panic():
+    vm, sinks = listening()
+
+    async def wait() -> None:
+        with Witness(vm).watch(doing="the boot", boots=True):
+            sinks[0](Event("RESET", {"guest": True}, 0.0))
+            await anyio.lowlevel.checkpoint()
+            sinks[0](Event("GUEST_PANICKED", {}, 0.0))
+            await anyio.sleep_forever()
+
+    with pytest.raises(GuestFailed, match="the guest has panicked during the boot"):
+        await wait()
+
+
+async def test_watch_ends_without_an_error_by_the_event_that_is_wanted():
+    vm, sinks = listening()
+    with Witness(vm).watch("poweroff", wanted="SHUTDOWN"):
+        sinks[0](Event("SHUTDOWN", {"guest": True}, 0.0))
+        raise GuestFailed("the guest's port was closed", script="poweroff")
+
+
+async def test_watch_says_how_the_guest_ended_rather_than_that_its_port_was_closed():
+    vm, sinks = listening()
+
+    async def wait(status: int | None) -> None:
+        with Witness(vm).watch("true"):
+            sinks[0](Event("GUEST_PANICKED", {}, 0.0))
+            raise GuestFailed("it is closed", script="true", status=status)
+
+    with pytest.raises(GuestFailed, match="the guest has panicked during 'true'"):
+        await wait(None)
+    with pytest.raises(GuestFailed, match="it is closed"):
+        await wait(1)
+
+
+@pytest.mark.parametrize(
+    "rest", ["---[ end Kernel panic - not syncing: test ]---", "Rebooting in 1 seconds.."]
+)
+async def test_watch_ends_the_wait_when_the_console_shows_a_panic(rest, monkeypatch):
+    monkeypatch.setattr(witness, "_LOOK_S", 0.01)
+    monkeypatch.setattr(witness, "_REST_S", 0.05)
+    old = "Kernel panic - not syncing: an earlier one\n"
+    printed = [old]
+
+    async def wait() -> None:
+        with Witness(None, lambda: "".join(printed)).watch("true"):
+            printed.append(f"init runs\nKernel panic - not syncing: test\n{rest}")
+            await anyio.sleep_forever()
+
+    with pytest.raises(GuestFailed, match="the guest has panicked during 'true'") as failed:
+        await wait()
+    assert failed.value.output == f"{old}init runs\nKernel panic - not syncing: test\n{rest}"
 
 
 class _Listening:

@@ -11,19 +11,22 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from textwrap import indent
 from typing import TYPE_CHECKING, Final, Self
 
 import anyio
 
 from qmpsnap.entry import connect
 from qmpsnap.errors import GuestFailed, LinkLost, MachineDiffers, QmpsnapError
+from qmpsnap.model.console_text import last_lines
 from qmpsnap.model.start import Start
 from qmpsnap.template import Template, freeze
 from qmpsnap.testing.shared import reset as resets
 from qmpsnap.testing.shared.monitors import monitors, still_connected
 from qmpsnap.testing.shared.place import Base, overlay_each
-from qmpsnap.testing.shared.reset import RECORDS, Booted, console_size, console_text
+from qmpsnap.testing.shared.reset import RECORDS, Booted, console_end, console_size
 from qmpsnap.testing.shared.standing import Reset, pictures
+from qmpsnap.testing.witness import PRINTED
 from qmpsnap.vm import VM, Launcher
 
 if TYPE_CHECKING:
@@ -38,7 +41,6 @@ console's log had before this start.
 
 _FAILURES = (QmpsnapError, OSError, TimeoutError)
 _TRIED: Final[tuple[Reset, ...]] = ("memory", "clone", "disks")
-_CONSOLE_LINES = 15
 
 
 @dataclass
@@ -269,7 +271,11 @@ class SharedMachine:
             with anyio.fail_after(self._boot_limit):
                 await self._ready(booted.vm, booted.directory, since)
         except (TimeoutError, QmpsnapError) as error:
-            text = _line(error) if str(error) else f"the guest was not ready after {self._boot_limit:g} s"
+            text = (
+                _line(error).removesuffix(PRINTED)
+                if str(error)
+                else f"the guest was not ready after {self._boot_limit:g} s"
+            )
             raise GuestFailed(f"{text}\n{self.last_lines(booted)}", script="") from error
 
     async def _end(self) -> None:
@@ -308,11 +314,10 @@ class SharedMachine:
 
     def last_lines(self, booted: Booted) -> str:
         """Return the last lines that the guest wrote to its console."""
-        text = console_text(booted.directory)
-        lines = [line for line in text.splitlines() if line.strip()][-_CONSOLE_LINES:]
-        if not lines:
-            return "it wrote nothing to its console"
-        return "\n".join(["the end of its console:", *(f"  {line}" for line in lines)])
+        lines = last_lines(console_end(booted.directory))
+        return (
+            f"the end of its console:\n{indent(lines, '  ')}" if lines else "it wrote nothing to its console"
+        )
 
 
 @asynccontextmanager

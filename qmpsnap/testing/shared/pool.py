@@ -9,7 +9,7 @@ from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 import anyio
 import anyio.from_thread
@@ -25,16 +25,17 @@ from qmpsnap.testing.shared.kept import keep
 from qmpsnap.testing.shared.machine import Account, Ready, SharedMachine, shared_machine
 from qmpsnap.testing.shared.monitors import monitors
 from qmpsnap.testing.shared.place import private_directory, read_bases, unwritable
-from qmpsnap.testing.shared.reset import RECORDS, Booted, console_text
+from qmpsnap.testing.shared.reset import RECORDS, Booted, console_end, console_text
 from qmpsnap.testing.shared.standing import Reset
-from qmpsnap.testing.shell import MIB, Ran
+from qmpsnap.testing.shell import Ran
 from qmpsnap.testing.wake import wake
+from qmpsnap.testing.witness import Witness
 from qmpsnap.vm import VM, Launcher
 
 if TYPE_CHECKING:
     from anyio.from_thread import BlockingPortal
 
-
+T = TypeVar("T")
 _AT_ONCE: Final = 4  # machines; the least recently used one ends when a further one is needed
 
 
@@ -210,7 +211,8 @@ class InUse:
             raise GuestFailed(
                 f"the machine does not run qmpsnap's own guest: it has no port {port}", script=""
             )
-        async with open_guest(port, limit=30) as guest:
+        console = partial(console_end, self.directory)
+        async with open_guest(port, limit=30, vm=self._booted.vm, console=console) as guest:
             if self._booted.wakes:  # here, for a reset that waits for the guest takes much longer
                 await wake(guest)
                 self._booted.wakes = False
@@ -231,22 +233,32 @@ class _GuestThere(Guest):
         self._portal = portal
         self._original = guest
 
-    async def _ask(self, script: str, *, limit: int, patience: float, most: int = MIB) -> Ran:
-        ask = partial(self._original._ask, script, limit=limit, patience=patience, most=most)  # noqa: SLF001
-        return await asyncio.wrap_future(self._portal.start_task_soon(ask))
+    async def _ask(self, script: str, **options: Any) -> Ran:  # noqa: ANN401 - the original's
+        return await self._there(partial(self._original._ask, script, **options))  # noqa: SLF001
+
+    async def _wait_boot(self, *, not_this: str, limit: float) -> str:
+        wait = partial(self._original._wait_boot, not_this=not_this, limit=limit)  # noqa: SLF001
+        return await self._there(wait)
+
+    async def _there(self, function: Callable[[], Awaitable[T]]) -> T:
+        return await asyncio.wrap_future(self._portal.start_task_soon(function))
 
 
 def _ready(condition: str | Callable[[VM], Awaitable[object]] | None, limit: float) -> Ready:
     async def ready(vm: VM, directory: Path, since: int) -> None:
-        if callable(condition):
-            result: Any = condition(vm)
-            if inspect.isawaitable(result):
-                await result
-        elif condition:
+        console = partial(console_end, directory, since)
+        if condition is None:
+            if (directory / PORT_NAME).exists():
+                async with open_guest(directory / PORT_NAME, limit=limit, vm=vm, console=console):
+                    pass
+            return
+        with Witness(vm, console).watch(doing="the boot", boots=True):
+            if callable(condition):
+                result: Any = condition(vm)
+                if inspect.isawaitable(result):
+                    await result
+                return
             while condition not in console_text(directory, since):  # noqa: ASYNC110 - a file has no event for us
                 await anyio.sleep(0.02)
-        elif (directory / PORT_NAME).exists():
-            async with open_guest(directory / PORT_NAME, limit=limit):
-                pass
 
     return ready

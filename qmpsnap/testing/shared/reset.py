@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -22,6 +23,8 @@ START: Final = "qmpsnap-start"
 
 CONSOLE_LOG: Final = "console.log"
 """Name of the file, in the directory of a QEMU, that gets what the guest writes to its console."""
+
+_END_BYTES: Final = 64 * 1024
 
 RECORDS: Final = "records"
 """Name of the directory there that has the records of its snapshots."""
@@ -124,6 +127,16 @@ def console_text(directory: Path, since: int = 0) -> str:
     """Return what the guest wrote to its console after the first `since` bytes; "" if there is no log."""
     try:
         return (directory / CONSOLE_LOG).read_bytes()[since:].decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def console_end(directory: Path, since: int = 0) -> str:
+    """Return the last 64 KiB of what `console_text` returns."""
+    try:
+        with (directory / CONSOLE_LOG).open("rb") as log:
+            log.seek(max(since, log.seek(0, os.SEEK_END) - _END_BYTES))
+            return log.read().decode(errors="replace")
     except OSError:
         return ""
 
