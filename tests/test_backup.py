@@ -25,7 +25,8 @@ from qmpsnap.plan.intent import Snapshot
 from qmpsnap.run import backups
 from qmpsnap.run.outcome import Hooks
 from qmpsnap.testing.drawing import graph
-from qmpsnap.testing.fake import FakeImages, FakeTarget, refused
+from qmpsnap.testing.fake import FakeTarget, refused
+from qmpsnap.testing.fake_images import FakeImages
 from tests.plan.scenes import encrypted
 from tests.run.operations import vm_of
 

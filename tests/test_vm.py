@@ -12,7 +12,8 @@ from msgspec.structs import replace
 
 from qmpsnap.errors import LinkLost, MachineDiffers, MigrationFailed, NotFound, QmpsnapError, Unsupported
 from qmpsnap.run.target import guest_of
-from qmpsnap.testing.fake import FakeImages, FakeTarget
+from qmpsnap.testing.fake import FakeTarget
+from qmpsnap.testing.fake_images import FakeImages
 from qmpsnap.testing.fake_machine import a_machine
 from tests.run.operations import vm_of
 from tests.run.states import COMMON, MACHINE, fake_of, ready_on, waiting

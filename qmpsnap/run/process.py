@@ -7,14 +7,13 @@ other end only we hold: when our process ends, even by kill -9, the read ends an
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 import socket
 import struct
 import subprocess
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import ExitStack, asynccontextmanager, closing, contextmanager, suppress
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import ExitStack, asynccontextmanager, closing, suppress
 from pathlib import Path
 from typing import Final
 
@@ -22,15 +21,12 @@ import anyio
 
 from qmpsnap.errors import ConnectFailed, Unsupported
 from qmpsnap.model.secrets import masked_all
-from qmpsnap.run.channel import open_log
+from qmpsnap.run.child_output import Output
+from qmpsnap.run.guard import guarded
 from qmpsnap.run.log import get_logger
 
 _log = get_logger("qmpsnap.process")
 
-_GUARD: Final = "read -r _; kill -KILL 0"
-# After our death: the program may clean up (a FUSE mount outlives a SIGKILL), then its paths are removed.
-_CAREFUL_GUARD: Final = 'read -r _; trap "" TERM; kill -TERM 0; sleep 1; rm -rf -- "$@"; kill -KILL 0'
-_TAIL_BYTES: Final = 16 * 1024
 _LAST_LINES: Final = 5  # of what QEMU printed, in an error's message
 _CREDENTIALS: Final = struct.Struct("iII")  # struct ucred: pid, uid, gid
 _CREDENTIALS_BYTES: Final = socket.CMSG_SPACE(_CREDENTIALS.size)
@@ -48,7 +44,7 @@ class Process:
     `pid` is that of the program, which may be a wrapper that has started another one.
     """
 
-    def __init__(self, popen: subprocess.Popen[bytes], output: _Output) -> None:
+    def __init__(self, popen: subprocess.Popen[bytes], output: Output) -> None:
         self.pid: Final = popen.pid
         self._popen = popen
         self._output = output
@@ -180,8 +176,8 @@ async def start_program(
         InvalidTarget: When the log cannot be opened.
     """
     with ExitStack() as stack:
-        output = stack.enter_context(closing(_Output(log)))
-        guard = stack.enter_context(_guard(remove))
+        output = stack.enter_context(closing(Output(log)))
+        guard = stack.enter_context(guarded(remove))
         process = _spawn(argv, name, cwd=cwd, env=env, pass_fds=pass_fds, group=guard.pid, output=output)
         try:
             _log.debug("process.started", vm=name, pid=process.pid, argv=masked_all(argv))
@@ -251,16 +247,6 @@ async def start_qemu(
                 await process.end_wrapped(quit_limit)
 
 
-@contextmanager
-def removed_at_death(*paths: str) -> Iterator[None]:
-    """Have paths of ours removed, with all in them, if our own process dies inside the block.
-
-    Else they are the caller's to remove.
-    """
-    with _guard(paths):
-        yield
-
-
 def _spawn(
     argv: Sequence[str],
     name: str,
@@ -269,7 +255,7 @@ def _spawn(
     env: Mapping[str, str] | None,
     pass_fds: Sequence[int],
     group: int,
-    output: _Output,
+    output: Output,
 ) -> Process:
     try:
         popen = subprocess.Popen(
@@ -328,86 +314,3 @@ def _signal(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:
         return "a real-time signal"
-
-
-@contextmanager
-def _guard(remove: Sequence[str] = ()) -> Iterator[subprocess.Popen[bytes]]:
-    """Lead a process group that is killed when our process ends."""
-    read_end, write_end = os.pipe()
-    try:
-        try:
-            guard = subprocess.Popen(
-                ["/bin/sh", "-c", _CAREFUL_GUARD if remove else _GUARD, "guard", *remove],
-                stdin=read_end,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                process_group=0,
-            )
-        finally:
-            os.close(read_end)
-        try:
-            yield guard
-        finally:
-            guard.kill()
-            guard.wait()
-    finally:
-        os.close(write_end)
-
-
-class _Output:
-    """Drains what QEMU prints, into the log and a bounded tail, so that QEMU never blocks on us."""
-
-    def __init__(self, log: Path | None) -> None:
-        self.tail = bytearray()
-        self._file = "" if log is None else os.fspath(log)
-        self._log = os.fdopen(open_log(self._file), "ab", buffering=0) if self._file else None
-        self._reader, self.writer = os.pipe()
-        os.set_blocking(self._reader, False)
-        self._loop = asyncio.get_running_loop()
-        self._loop.add_reader(self._reader, self.read)
-
-    def close_writer(self) -> None:
-        if self.writer >= 0:
-            os.close(self.writer)
-            self.writer = -1
-
-    def read(self) -> None:
-        """Read what there is, at most 1 MiB; the rest comes with the next call."""
-        for _ in range(16):
-            try:
-                chunk = os.read(self._reader, 64 * 1024) if self._reader >= 0 else b""
-            except BlockingIOError:
-                return
-            if not chunk:
-                self._close_reader()
-                return
-            self._append(chunk)
-            self.tail += chunk
-            del self.tail[:-_TAIL_BYTES]
-
-    def close(self) -> None:
-        self.close_writer()
-        self.read()
-        self._close_reader()
-        self._close_log()
-
-    def _append(self, chunk: bytes) -> None:
-        """Append to the log; after a failure, as on a full disk, the log is closed."""
-        if self._log is None:
-            return
-        try:
-            self._log.write(chunk)
-        except OSError as error:
-            _log.warning("process.log_failed", file=self._file, error=error.strerror)
-            self._close_log()
-
-    def _close_log(self) -> None:
-        if self._log is not None:
-            self._log.close()
-            self._log = None
-
-    def _close_reader(self) -> None:
-        if self._reader >= 0:
-            self._loop.remove_reader(self._reader)
-            os.close(self._reader)
-            self._reader = -1

@@ -20,7 +20,6 @@ from msgspec.structs import replace
 from qmpsnap.errors import LinkLost, QmpsnapError, StillNeeded
 from qmpsnap.model.features import Features
 from qmpsnap.model.files import Ask, Files
-from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.graph import Graph
 from qmpsnap.model.job import ENDED, Job, JobStatus
 from qmpsnap.model.job_place import BlockGraph
@@ -32,10 +31,10 @@ from qmpsnap.run.progress import Progress
 from qmpsnap.run.session import Event
 from qmpsnap.testing.fake_faults import Fault, Faults, failed, refused
 from qmpsnap.testing.fake_files import FakeFiles
-from qmpsnap.testing.fake_machine import COMMANDS, IMAGE_COMMANDS, FakeMachine, a_machine
+from qmpsnap.testing.fake_machine import COMMANDS, FakeMachine, a_machine
 from qmpsnap.testing.fake_watch import FakeWatch
 
-__all__ = ["COMMANDS", "FakeImages", "FakeTarget", "refused"]
+__all__ = ["COMMANDS", "FakeTarget", "refused"]
 
 
 _AT_ONCE = frozenset(
@@ -384,32 +383,3 @@ class FakeTarget:
         await anyio.lowlevel.checkpoint()
         if self._lost:
             raise LinkLost("the link is lost", step="fake")
-
-
-class FakeImages(FakeTarget):
-    """Images of a machine that is off: there is no guest, and the process that opens them has no devices.
-
-    Args:
-        graph: Its block graph at the beginning.
-        files: Its files; None: those of the graph, visible.
-    """
-
-    process = "fake"
-
-    def __init__(self, graph: Graph, *, files: FakeFiles | None = None) -> None:
-        super().__init__(graph, files=files, commands=IMAGE_COMMANDS)
-        self.guest = None  # type: ignore[assignment]
-
-    async def graph(self) -> Graph:
-        """The graph as of now, with the nodes of the layers' files."""
-        graph = await super().graph()
-        disks = {
-            name: replace(
-                disk, layers=tuple(replace(layer, file_node=f"{layer.node}-file") for layer in disk.layers)
-            )
-            for name, disk in graph.disks.items()
-        }
-        return replace(graph, disks=Frozen(disks))
-
-    async def refuse_migrated(self) -> None:
-        """Refuse nothing: images alone are not migrated."""

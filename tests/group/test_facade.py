@@ -8,7 +8,8 @@ from qmpsnap.errors import BadArgument, BadName, Busy, NotFound, TargetExists, U
 from qmpsnap.group import Group
 from qmpsnap.model.record import Member
 from qmpsnap.plan.intent import Checkpoint, Commit, Delete, Revert, Snapshot
-from qmpsnap.testing.fake import FakeImages, refused
+from qmpsnap.testing.fake import refused
+from qmpsnap.testing.fake_images import FakeImages
 from tests.group.machines import A, Two
 from tests.run.operations import vm_of
 

@@ -5,8 +5,9 @@ from msgspec.structs import replace
 from qmpsnap.model.graph import Disk, InternalSnapshot
 from qmpsnap.model.kept_state import KeptState
 from qmpsnap.model.machine import Fingerprint
-from qmpsnap.model.moments import Moment, MomentPart, deleted_from, find_moments, state_places
+from qmpsnap.model.moments import Moment, MomentPart, find_moments, state_places
 from qmpsnap.model.record import IntentRecord, MomentRecord
+from qmpsnap.model.record_changes import deleted_from
 from qmpsnap.testing.drawing import chain, graph
 from tests.plan.scenes import with_layer
 

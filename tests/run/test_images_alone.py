@@ -9,8 +9,9 @@ import pytest
 from qmpsnap.errors import QmpsnapError, Unsupported
 from qmpsnap.plan.intent import Commit, Mirror, Snapshot, Stream
 from qmpsnap.testing.drawing import chain, graph
-from qmpsnap.testing.fake import FakeImages, refused
+from qmpsnap.testing.fake import refused
 from qmpsnap.testing.fake_files import FakeFiles
+from qmpsnap.testing.fake_images import FakeImages
 from qmpsnap.testing.fake_machine import IMAGE_COMMANDS
 from tests.each import each
 from tests.plan.scenes import planned

@@ -19,9 +19,10 @@ from qmpsnap.model.files import Ask, Files
 from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.graph import Disk, Graph, Layer
 from qmpsnap.model.hints import command
-from qmpsnap.model.moments import Moment, deleted_from, recognised_disks, related_records
+from qmpsnap.model.moments import Moment, recognised_disks, related_records
 from qmpsnap.model.names import closes_unused
 from qmpsnap.model.record import IntentRecord, MomentRecord
+from qmpsnap.model.record_changes import deleted_from
 from qmpsnap.model.step import Step
 from qmpsnap.model.units import size
 from qmpsnap.plan.chain import commit, stream

@@ -8,8 +8,8 @@ from typing import Any, cast
 from msgspec.structs import replace
 
 from qmpsnap.model.frozen import Frozen
-from qmpsnap.model.moments import deleted_from, without_layers
 from qmpsnap.model.record import IntentRecord, MomentRecord, Record
+from qmpsnap.model.record_changes import deleted_from, without_layers
 from qmpsnap.model.step import Step
 
 

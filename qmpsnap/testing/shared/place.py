@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Final
 
 from qmpsnap.run.disk import in_thread
+from qmpsnap.run.guard import removed_at_death
 from qmpsnap.run.images import Images
 from qmpsnap.run.preflight import read_chains
-from qmpsnap.run.process import removed_at_death
 from qmpsnap.run.safe_open import open_file
 from qmpsnap.run.scratch import scratch
 

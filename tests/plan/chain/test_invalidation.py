@@ -10,8 +10,9 @@ from msgspec.structs import replace
 
 from qmpsnap.errors import NotInChain
 from qmpsnap.model.kept_state import KeptState
-from qmpsnap.model.moments import find_moments, without_layers
+from qmpsnap.model.moments import find_moments
 from qmpsnap.model.record import IntentRecord, MomentRecord
+from qmpsnap.model.record_changes import without_layers
 from qmpsnap.plan.chain.invalidation import Fates, Fold, fates, healed, streamed
 from qmpsnap.plan.commands.files import remove_state
 from qmpsnap.plan.commands.records import keep_lost, keep_place
