@@ -11,8 +11,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mappin
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager
 from functools import partial
 
-import anyio
-
 from qmpsnap.backup import BackedUp, Backups
 from qmpsnap.errors import ConnectFailed
 from qmpsnap.fork import Children, fork
@@ -55,6 +53,7 @@ from qmpsnap.plan.intent import (
 from qmpsnap.plan.plan import Plan
 from qmpsnap.plan.view import only
 from qmpsnap.plan.vmstate.guest import refuse_cont, refuse_stop
+from qmpsnap.reverting import reverted_in_new
 from qmpsnap.run.both import both
 from qmpsnap.run.examination import diagnose
 from qmpsnap.run.executor import Executor
@@ -65,9 +64,9 @@ from qmpsnap.run.planning import Planning, check_intent
 from qmpsnap.run.session import Event
 from qmpsnap.run.target import Target, guest_of
 from qmpsnap.run.view import View, open_view
-from qmpsnap.store import has_memory, has_store, make_store, with_store
+from qmpsnap.store import has_memory, make_store, with_store
 from qmpsnap.template import Template, freeze, template_of
-from qmpsnap.waking import ENDED, check_wake, woken
+from qmpsnap.waking import check_wake, woken
 from qmpsnap.watching import Overview, watching
 
 
@@ -896,23 +895,8 @@ class VM:
         """
         check_wake(wake)
         start = choose_launcher(launcher, self.launcher)
-        plan = await self.plan(Revert(name, into="new"))
-        stored = await has_store(self, name)
-        try:
-            done = await self._executor.run(plan)
-        except anyio.get_cancelled_exc_class():  # the overlays may be complete nevertheless
-            await self._executor.remove_overlays(plan)
-            raise
-        loaded = False
-        try:
-            async with start(Start(disks=done.prepared, incoming=not stored, paused=True)) as vm:
-                await vm.revert(name, into="incoming")
-                loaded = True
-                await woken(vm, wake, what=f"the revert to {name!r}", hint=ENDED)
-                yield vm
-        finally:
-            if not loaded:
-                await self._executor.remove_overlays(plan)
+        async with reverted_in_new(self, self._executor, name, start, wake=wake) as vm:
+            yield vm
 
     async def freeze_template(
         self,

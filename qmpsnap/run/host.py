@@ -21,8 +21,8 @@ from qmpsnap.model.files import Ask
 from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.layer_renames import Renames, with_paths
 from qmpsnap.model.machine import Fingerprint
-from qmpsnap.model.record_changes import deleted_from, without_layers
 from qmpsnap.model.record import IntentRecord, MomentRecord, Record
+from qmpsnap.model.record_changes import deleted_from, without_layers
 from qmpsnap.model.step import Step
 from qmpsnap.plan.commands.files import Proof
 from qmpsnap.plan.intent import Folded
