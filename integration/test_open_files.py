@@ -194,6 +194,26 @@ async def test_files_are_told_apart_where_qemu_has_a_mount_namespace_of_its_own(
             assert (error.value.file, error.value.path) == (made.files[0], str(tmp_path / "x"))
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can start QEMU in a chroot")
+async def test_image_in_qemu_s_chroot_is_not_written_to_for_the_overlay_of_that_name_here(
+    qemu, images, machine, tmp_path
+):
+    made, jail = images("base"), tmp_path / "jail"
+    inside = jail / tmp_path.relative_to("/")
+    inside.mkdir(parents=True)
+    stranger = Path(qemu.create(inside / "base.one.qcow2"))
+    content = stranger.read_bytes()
+    into = ["-chroot", jail] if qemu.short == "7.2" else ["-run-with", f"chroot={jail}"]
+    with machine(*drive("vda", made.active), *into) as m:
+        async with m.connect() as vm:
+            with pytest.raises(qmpsnap.TargetExists, match="on QEMU's host, and was not touched"):
+                await vm.snapshot("one")
+            assert (await vm.graph()).chains() == {"vda": (made.active,)}
+            with pytest.raises(qmpsnap.Unsupported, match="not visible from here"):
+                await vm.checkpoint("one", mode="in-place")
+    assert stranger.read_bytes() == content
+
+
 # -- snapshot mode -----------------------------------------------------------------------------------
 
 

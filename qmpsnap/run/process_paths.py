@@ -5,7 +5,7 @@ another file system, as in a container. Blocking.
 """
 
 # Paths stay as the process spells them, and links of /proc need os:
-# ruff: noqa: PTH115, PTH116, PTH208
+# ruff: noqa: PTH120, PTH115, PTH116, PTH208
 
 from __future__ import annotations
 
@@ -67,6 +67,13 @@ def status_of(pid: int, path: str) -> os.stat_result | None:
         return os.stat(f"/proc/{pid}/root{path}")
     except (OSError, ValueError):
         return None
+
+
+def same_directory(pid: int, path: str) -> bool:
+    """Whether the directory of an absolute path is for the process what it is for us."""
+    directory = os.path.dirname(path)
+    here, inside = _status(directory), status_of(pid, directory)
+    return here is not None and inside is not None and os.path.samestat(here, inside)
 
 
 def path_here(pid: int, path: str, fits: Callable[[os.stat_result], bool]) -> str:

@@ -48,6 +48,7 @@ from qmpsnap.run.log import get_logger
 from qmpsnap.run.migration import Migrations
 from qmpsnap.run.peer_access import barred
 from qmpsnap.run.performer import Performer
+from qmpsnap.run.process_paths import same_directory
 from qmpsnap.run.query_guard import QueryGuard
 from qmpsnap.run.record_search import ReadBefore
 from qmpsnap.run.session import Event, Session
@@ -234,15 +235,22 @@ class SessionTarget(ABC):
         """Whether we see the files that QEMU sees.
 
         This is so if the process at the other end of the socket has files of the graph open and sees our file
-        system, or if it has open each active file as we see it.
+        system, or if it has open each active file as we see it, in the directory that we see. In a chroot it
+        may have open files that it could not open again, and others of the same names.
         """
         if self._shared_fs is not None:
             return self._shared_fs
         if opened.same_view:
             return opened.proven
         files = {disk.active.file for disk in graph.disks.values() if disk.layers and disk.active.local}
-        return bool(files) and all(
-            file in opened.files and opened.files[file].state == "same" for file in files
+        pid = self._local_pid
+        return (
+            pid is not None
+            and bool(files)
+            and all(
+                file in opened.files and opened.files[file].state == "same" and same_directory(pid, file)
+                for file in files
+            )
         )
 
     @abstractmethod
