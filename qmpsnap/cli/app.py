@@ -5,8 +5,7 @@ A verb's module is imported when the verb is used, so that `qmpsnap chain` loads
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from types import MappingProxyType
@@ -14,14 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from qmpsnap.cli.help_text import HelpContext, example_lines
+
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
 SOCKET_VARIABLE = "QMPSNAP_SOCKET"
 DAEMON_VARIABLE = "QMPSNAP_STORAGE_DAEMON"
-_HYPHEN = "\N{NON-BREAKING HYPHEN}"
-_NARROW = 80  # columns
-_WORD = re.compile(r"(?:'[^']*'|[^ '])+")
 
 # In the order of the help. Where each is declared: module of qmpsnap.cli, attribute.
 _VERBS: Mapping[str, tuple[str, str]] = MappingProxyType(
@@ -259,31 +257,10 @@ class ImageOption(click.ParamType):  # type: ignore[type-arg]  # generic since c
         return [click.shell_completion.CompletionItem(incomplete, type="file")]
 
 
-class _Formatter(click.HelpFormatter):
-    """Breaks lines only between words: an option, or a name with a hyphen, is one word."""
-
-    def write_text(self, text: str) -> None:
-        """Write a paragraph without breaking it at hyphens."""
-        super().write_text(text.replace("-", _HYPHEN))
-
-    def write_dl(self, rows: Iterable[tuple[str, str]], col_max: int = 30, col_spacing: int = 2) -> None:
-        """Write a list of terms, each with its text."""
-        glued = [(term, text.replace("-", _HYPHEN)) for term, text in rows]
-        super().write_dl(glued, col_max, col_spacing)
-
-    def getvalue(self) -> str:
-        """Return the help, with its hyphens restored."""
-        return super().getvalue().replace(_HYPHEN, "-")
-
-
-class _Context(click.Context):
-    formatter_class = _Formatter
-
-
 class Group(click.Group):
     """A group whose help is written like a verb's."""
 
-    context_class = _Context
+    context_class = HelpContext
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Read the arguments; without any, it is a usage error that lists the commands."""
@@ -300,7 +277,7 @@ class Verb(click.Command):
         details: click's own arguments.
     """
 
-    context_class = _Context
+    context_class = HelpContext
 
     def __init__(self, *, example: str = "", **details: Any) -> None:  # noqa: ANN401 - click's
         super().__init__(**details)
@@ -315,18 +292,7 @@ class Verb(click.Command):
         del ctx
         if self._example:
             with formatter.section("Example"):
-                formatter.write("".join(f"{line}\n" for line in _broken(self._example)))
-
-
-def _broken(example: str) -> list[str]:
-    """Break a long command line into lines with backslashes."""
-    lines = [" "]
-    for word in _WORD.findall(example):
-        if len(lines[-1]) + len(word) + 3 > _NARROW:
-            lines[-1] += " \\"
-            lines.append("   ")
-        lines[-1] += f" {word}"
-    return lines
+                formatter.write("".join(f"{line}\n" for line in example_lines(self._example)))
 
 
 def verb(name: str, *, example: str, short_help: str | None = None) -> Callable[[Callable[..., None]], Verb]:
