@@ -5,8 +5,10 @@ there, or if there is no such case, take a backup into a directory of that name,
 point of its steps, or so many seconds after it. One with "store" instead of "case" makes the store of the
 checkpoint of that name; the point is then the number of a step that its helper has done. One with "template"
 makes a template of the guest in that directory; its points are those of the machine's steps, of the helper's,
-and before and after each piece of work on files. The answer is one line: the child's exit status, -9 when it
-was killed, 0 when the operation has fewer points.
+and before and after each piece of work on files. One with "fork" forks the guest into one child, with
+temporary files in that directory ("": where they are by default); its points are the same, with those of the
+child's steps. The answer is one line: the child's exit status, -9 when it was killed, 0 when the operation
+has fewer points.
 
 An order {"group": {NAME: SOCKET}, "intent", "victim", "point"} takes a moment of a group, and counts the
 steps of one machine, the victim.
@@ -24,11 +26,14 @@ import traceback
 from contextlib import AsyncExitStack
 
 import qmpsnap
+import qmpsnap.fork
 import qmpsnap.template
 from integration.cases import CASES
 from integration.harness import copies_counted, kill_me, stepped, stepped_offline
 from integration.helpers import launcher
 from integration.known_images import QEMUS
+from qmpsnap import own_checkpoint
+from qmpsnap.run import keepers
 
 
 async def run(order):
@@ -48,8 +53,8 @@ async def run(order):
             helper = launcher(qemu, at=lambda _, __, number: at(number))
             await vm.make_store(order["store"], launcher=helper)
         return
-    if "template" in order:
-        await make_template(order, qemu, at)
+    if "template" in order or "fork" in order:
+        await many_points(order, qemu, at)
         return
     images = order["images"]
     machine = stepped_offline(qemu, images, at) if images else stepped(order["socket"], at)
@@ -61,7 +66,7 @@ async def run(order):
                 await vm.backup(f"{order['folder']}/{order['case']}")
 
 
-async def make_template(order, qemu, at):
+async def many_points(order, qemu, at):
     numbers = itertools.count()
 
     def passed(*_):
@@ -76,10 +81,24 @@ async def make_template(order, qemu, at):
 
         return run
 
-    for name in ("in_thread", "made_in_thread"):
-        setattr(qmpsnap.template, name, counted(getattr(qmpsnap.template, name)))
+    modules = (
+        [qmpsnap.template]
+        if "template" in order
+        else [qmpsnap.template, qmpsnap.fork, own_checkpoint, keepers]
+    )
+    for module, name in itertools.product(modules, ("in_thread", "made_in_thread")):
+        if hasattr(module, name):
+            setattr(module, name, counted(getattr(module, name)))
     async with stepped(order["socket"], passed) as vm:
-        await vm.freeze_template(order["template"], launcher=launcher(qemu, at=passed))
+        start = launcher(qemu, at=passed)
+        if "template" in order:
+            await vm.freeze_template(order["template"], launcher=start)
+            return
+        async with vm.fork(1, launcher=start, directory=order["fork"] or None) as children:
+            passed()
+            async for child in children:
+                assert child.error is None
+            passed()
 
 
 async def run_group(order, at):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 import shlex
 import signal
 import socket
@@ -81,6 +83,65 @@ def layers(running):
         files.append(image["filename"])
         image = image.get("backing-image")
     return files
+
+
+@contextlib.contextmanager
+def forked(running, start, *words):
+    """A fork of the machine; its client holds the usual monitor, and is killed at the end of the block."""
+    cli = Cli(running)
+    with cli.start("--launcher", start, "fork", "1", *words) as process:
+        try:
+            assert process.stdout.readline().startswith("0: pid ")
+            yield
+        finally:
+            process.kill()
+            process.communicate(timeout=30)
+
+
+def test_fork_is_no_interrupted_operation_as_long_as_its_client_lives(
+    qemu, images, machine, tmp_path, temporary
+):
+    start, second = script(qemu, tmp_path), temporary / "qmp"
+    more = ("-qmp", f"unix:{second},server=on,wait=off")
+    with machine(*blockdev("vda", images("base <- s1").active), *more) as running:
+        running.qmp("cont")
+        cli = Cli(running)
+        before = listing(tmp_path)
+        with forked(running, start):
+            shown = cli("-s", second, "jobs")
+            assert (shown.code, shown.out) == (0, "no jobs\n"), shown.err
+            assert cli("-s", second, "doctor").out == "no trouble found\n"
+            (record,) = [path.name for path in tmp_path.glob("*.qmpsnap/moment-*")]
+            job_id = re.search(r"qmpsnap-fork-keep-[0-9a-f]{8}", record)[0]
+            waited = cli("-s", second, "job", "wait", job_id)
+            assert (waited.code, "is still at work" in waited.err) == (3, True), waited
+        assert f"to finish it: qmpsnap job wait {job_id}" in cli("jobs").out
+        assert cli("job", "wait", job_id).code == 0
+        assert (cli("jobs").out, listing(tmp_path)) == ("no jobs\n", before)
+
+
+def test_fork_of_a_checkpoint_whose_client_is_killed_leaves_what_jobs_says_how_to_remove(
+    qemu, images, machine, tmp_path, temporary
+):
+    start, second = script(qemu, tmp_path), temporary / "qmp"
+    more = ("-qmp", f"unix:{second},server=on,wait=off")
+    with machine(*blockdev("vda", images("base").active), *more) as running:
+        running.qmp("cont")
+        cli = Cli(running)
+        assert cli("checkpoint", "c1", "--mode", "in-place").code == 0
+        before = listing(tmp_path)
+        with forked(running, start, "--of", "c1"):
+            assert cli("-s", second, "jobs").out == "no jobs\n"
+        first, file, way = cli("jobs").out.splitlines()
+        (left,) = cli("--json", "jobs").json["left"]
+        assert first == "a fork: its client is gone, and has left"
+        assert tmp_path / file.strip() == Path(left["files"][0])
+        command = f"qmpsnap template --remove {left['files'][0]}"
+        assert (way, left["ways"], left["kind"]) == (f"  to remove that: {command}", [command], "fork")
+        scratch = Path(left["directory"]).parent
+        assert (scratch.name.startswith("qmpsnap-run-"), scratch.exists()) == (True, True)
+        assert cli(*command.split()[1:]).code == 0
+        assert (cli("jobs").out, listing(tmp_path), scratch.exists()) == ("no jobs\n", before, False)
 
 
 def test_fork_whose_client_is_killed_is_undone_by_delete(qemu, images, machine, tmp_path):

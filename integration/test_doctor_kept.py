@@ -58,9 +58,13 @@ def test_layers_that_are_kept_for_nothing_are_freed(qemu, images, machine, docto
         assert process.stdout.readline().startswith("0: pid ")
         process.kill()
         cli.end(process)
+        assert {code for code, _ in doctor.mend_all()} == {"operation-left"}, doctor.text
+        assert not list(tmp_path.glob("*template*"))
+        assert [one["name"] for one in cli("--json", "list").json["moments"]] == ["t1"]
+
+        process = cli.start("--launcher", start, "fork", "1", "--of", "t1")
+        assert process.stdout.readline().startswith("0: pid ")
+        process.kill()
+        cli.end(process)
         assert {code for code, _ in doctor.mend_all()} == {"keeper-left"}, doctor.text
         assert not list(tmp_path.glob("*template*"))
-        names = [one["name"] for one in cli("--json", "list").json["moments"]]
-        (name,) = [name for name in names if name.startswith("fork-")]
-        assert cli("delete", name).code == 0
-        assert doctor.look() == ([], 0), doctor.text

@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from qmpsnap.model.finding import Finding, Severity
     from qmpsnap.model.graph import Bitmap, Disk, Filter, Graph, InternalSnapshot, Io, Layer, Node, draw
     from qmpsnap.model.host_process import HostProcess
+    from qmpsnap.model.interrupted import LeftBehind, LeftKind
     from qmpsnap.model.job import IoStatus, Job, JobStatus
     from qmpsnap.model.job_place import JobPlace
     from qmpsnap.model.kept_state import KeptState
@@ -126,7 +127,7 @@ __all__ = [  # noqa: RUF022
     "BackedUp", "BackupRecord", "BackupDisk", "list_backups", "verify_backup", "restore_backup",
     "Graph", "Disk", "Layer", "Filter", "Io", "Node", "InternalSnapshot",
     "Moments", "Moment", "MomentKind", "MomentPart", "Tree", "TreeImage", "TreeLine", "Owner",
-    "MomentRecord", "IntentRecord", "Origin", "Member",
+    "MomentRecord", "IntentRecord", "Origin", "Member", "LeftBehind", "LeftKind",
     "KeptState", "Fingerprint", "Bitmap", "Job", "JobPlace", "JobStatus", "Status", "Pause", "IoStatus",
     "Event", "Overview", "JobNow", "draw", "Picture", "PictureFormat", "explain", "Meaning", "MEANINGS",
     "Schema", "SchemaCommand", "SchemaMember", "SchemaType",
@@ -153,6 +154,7 @@ _HOMES = (
     "model.finding",
     "model.graph",
     "model.host_process",
+    "model.interrupted",
     "model.job",
     "model.job_place",
     "model.machine",

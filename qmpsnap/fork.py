@@ -25,6 +25,7 @@ from qmpsnap.run.disk import in_thread, made_in_thread
 from qmpsnap.run.fast_place import fast_place
 from qmpsnap.run.log import get_logger
 from qmpsnap.run.scratch import Scratch
+from qmpsnap.run.view_lock import Locks
 from qmpsnap.template import Template, template_of
 from qmpsnap.waking import Waker
 
@@ -179,16 +180,21 @@ async def fork(
         wake: Called with each of them once its guest runs; None: no function.
     """
     async with AsyncExitStack() as stack:
-        place = await _scratch(stack, directory)
+        temporary = await stack.enter_async_context(AsyncExitStack())
+        place = await _scratch(temporary, directory)
         fast = "" if directory else await _fast_place(vm)
-        memory_place = await _scratch(stack, fast) if fast else place
+        memory_place = await _scratch(temporary, fast) if fast else place
         children: Children[M] = Children(count)
         starter = _Fork(children, launcher, place.path, wake)
         checkpoint: Own | None = None
         if not of:
             memory = posixpath.join(memory_place.path, "checkpoint") if fast else ""
             name = f"{_PREFIX}{secrets.token_hex(4)}"
-            checkpoint = await stack.enter_async_context(own(vm, name, memory=memory))
+            marks = Locks(name)
+            stack.callback(marks.close)
+            checkpoint = await stack.enter_async_context(own(vm, name, memory=memory, marks=marks))
+            # Before the checkpoint is deleted: the record of that does not know of them.
+            stack.push_async_callback(temporary.aclose)
         failure: Exception | None = None
         async with anyio.create_task_group() as tasks:
             try:

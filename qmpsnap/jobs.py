@@ -10,6 +10,7 @@ from qmpsnap.errors import Busy, Changed, ForeignJob, Interrupted, NotFound
 from qmpsnap.model.arguments import Speed, Text, check, number, refuse
 from qmpsnap.model.graph import Graph
 from qmpsnap.model.hints import command
+from qmpsnap.model.interrupted import LeftBehind
 from qmpsnap.model.job import VERBS, Job, JobVerb, parse_job_id
 from qmpsnap.model.job_place import JobPlace, job_places
 from qmpsnap.model.record import IntentRecord
@@ -87,6 +88,7 @@ class Jobs:
         """Records of operations whose client is gone, and of files that no longer hold their moment.
 
         Records of other machines in the same directories are left out. Empty if QEMU's files are not visible.
+        What a fork has left is the checkpoint that it has taken for itself; `live` leaves it out.
 
         Args:
             graph: The graph, if it has just been read; None: it is read.
@@ -96,6 +98,18 @@ class Jobs:
             refuse("graph", graph, "give a graph that graph() returned")
         check("live", live, bool)
         return await self._planning.interrupted(graph, live=live)
+
+    async def left_behind(self, graph: Graph | None = None) -> tuple[LeftBehind, ...]:
+        """Images beside layers of the machine that a killed process has left; `remedy` removes them.
+
+        It was making a template, or had forked the machine. What `interrupted` returns is left out.
+
+        Args:
+            graph: The graph, if it has just been read; None: it is read.
+        """
+        if not isinstance(graph, Graph | None):
+            refuse("graph", graph, "give a graph that graph() returned")
+        return await self._planning.left_behind(graph)
 
     def progress(self, job_id: str, *, interval: float = 1.0) -> AsyncIterator[Progress]:
         """Yield how far a job is, until it ends; asks QEMU every `interval` seconds."""

@@ -33,13 +33,14 @@ from qmpsnap.run.disk import in_thread
 from qmpsnap.run.log import get_logger
 from qmpsnap.run.memory_files import remove_state_file
 from qmpsnap.run.outcome import Done, Hooks
+from qmpsnap.run.view_lock import Locks
 
 _log = get_logger("qmpsnap.template")
 T = TypeVar("T")
 _UNDO_LIMIT: Final = 30.0  # seconds in which an overlay must be merged back after the caller's cancellation
 
 
-async def planned(vm: OneMachine, name: str, *, memory: str = "") -> Plan:
+async def planned(vm: OneMachine, name: str, *, memory: str = "", fork: bool = False) -> Plan:
     """Plan a checkpoint in the way that pauses the guest for the shortest time, and leaves it as it was.
 
     Args:
@@ -47,15 +48,16 @@ async def planned(vm: OneMachine, name: str, *, memory: str = "") -> Plan:
         name: The checkpoint's name.
         memory: A file that takes its memory if the guest keeps running meanwhile, and if this QEMU can be
             given that file; "": beside the first disk's active layer.
+        fork: Whether a fork takes it.
     """
     ways: list[Checkpoint] = []
     if (await vm.status()).running:
         files = (memory, "") if memory else ("",)
-        ways = [Checkpoint(name, "background", file) for file in files]
+        ways = [Checkpoint(name, "background", file, fork=fork) for file in files]
     for way in ways:
         with suppress(Unsupported, *([InvalidTarget] if way.memory else [])):
             return await _planned(vm, way)
-    return await _planned(vm, Checkpoint(name, "in-place"))
+    return await _planned(vm, Checkpoint(name, "in-place", fork=fork))
 
 
 async def _planned(vm: OneMachine, checkpoint: Checkpoint) -> Plan:
@@ -162,7 +164,8 @@ class Own:
         except Unsupported:  # only now QEMU says whether it can follow the writes to such memory
             if not isinstance(self.plan.intent, Checkpoint) or self.plan.intent.mode != "background":
                 raise
-        self._views, self.plan = (), await _planned(self._vm, Checkpoint(self.name, "in-place"))
+        in_place = Checkpoint(self.name, "in-place", fork=self.plan.intent.fork)
+        self._views, self.plan = (), await _planned(self._vm, in_place)
         return await self._vm.run(self.plan)
 
     def _note(self, step: Step) -> None:
@@ -199,21 +202,42 @@ class Own:
 
 
 @asynccontextmanager
-async def own(vm: OneMachine, name: str, *, memory: str = "") -> AsyncIterator[Own]:
+async def own(
+    vm: OneMachine, name: str, *, memory: str = "", marks: Locks | None = None
+) -> AsyncIterator[Own]:
     """Plan a checkpoint as `planned` does; `Own.take` takes it, and the end of the block deletes it again.
 
     What stands on its layers has to end inside the block.
 
+    Args:
+        vm: The machine.
+        name: The checkpoint's name.
+        memory: As for `planned`.
+        marks: Of a fork: they are set in the layers, and show that it is not over. If no layer can be marked,
+            the checkpoint is like any other. None: it is not of a fork.
+
     Raises:
         Incomplete, Interrupted: As `take_back`, at the end.
     """
-    checkpoint = Own(vm, name, await planned(vm, name, memory=memory))
+    plan = await planned(vm, name, memory=memory, fork=marks is not None)
+    if marks is not None:
+        await in_thread(partial(_mark, marks, plan))
+        if not marks:
+            plan = await planned(vm, name, memory=memory)
+    checkpoint = Own(vm, name, plan)
     try:
         yield checkpoint
     except BaseException as error:
         await checkpoint.end(error)
         raise
     await checkpoint.end(None)
+
+
+def _mark(marks: Locks, plan: Plan) -> None:
+    """Set the marks in the layers that we may open. Blocking."""
+    for file in (file for files in plan.chains_before.values() for file in files if file.startswith("/")):
+        with suppress(OSError):
+            marks.hold([file])
 
 
 def _regular(files: Iterable[str]) -> bool:
@@ -269,12 +293,26 @@ async def take_back(vm: OneMachine, name: str, plan: Plan, error: BaseException 
 
 
 async def _merge_back(vm: OneMachine, name: str, plan: Plan) -> None:
-    """Commit each overlay that is still active, which ends the moment, and remove its VM state."""
+    """Commit each overlay that is still active, and delete the moment, and its VM state.
+
+    If possible it is one operation, which its record finishes if we are killed. A deletion that would leave
+    an overlay, because something else needs the layer, is not enough.
+    """
     graph, moments = await vm.graph(), (await vm.moments()).named(name)
-    for disk, files in plan.chains_after.items():
-        if disk in graph.disks and graph.disks[disk].files[:2] == files[:2]:
-            await vm.do(Commit(disk, top=files[0], base=files[1], folded="remove"))
-    if not any(moment.record is not None and moment.record.id == plan.operation_id for moment in moments):
+    active = {
+        disk: files
+        for disk, files in plan.chains_after.items()
+        if disk in graph.disks and graph.disks[disk].files[:2] == files[:2]
+    }
+    kept = any(moment.record is not None and moment.record.id == plan.operation_id for moment in moments)
+    if kept and active:
+        deletion = await vm.plan(Delete(name, down=True))
+        if len(deletion.jobs) == len(active):
+            await vm.run(deletion)
+            return
+    for disk, files in active.items():
+        await vm.do(Commit(disk, top=files[0], base=files[1], folded="remove"))
+    if not kept:
         return
     try:
         await vm.do(Delete(name))

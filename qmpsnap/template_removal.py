@@ -12,7 +12,9 @@ from qmpsnap.model.keeper import Keeper, ending
 from qmpsnap.run.disk import in_thread
 from qmpsnap.run.keepers import remove_keepers
 from qmpsnap.run.paths import absolute
+from qmpsnap.run.scratch import sweep
 from qmpsnap.run.survey import look
+from qmpsnap.run.template_files import remove_partial
 from qmpsnap.template import Template, open_template
 from qmpsnap.vm import VM
 
@@ -22,7 +24,8 @@ async def remove_template(path: str | os.PathLike[str]) -> tuple[str, ...]:
 
     If its directory was removed, name one of these images (`STEM.NAME-TOKEN.template.qcow2`, beside a layer):
     then all images that were created with it are removed. Those for overlays that a clone has kept are
-    removed as well, once the overlays are gone.
+    removed as well, once the overlays are gone, and so is what a process has left that was killed in a fork,
+    or in making a template.
 
     Args:
         path: The template's directory, or one of these images.
@@ -57,12 +60,18 @@ async def _of_gone(file: str) -> tuple[str, ...]:
     found = (await in_thread(partial(look, Ask(survey=owner.places)))).keepers
     ours = {name: other for name, other in found.items() if _together(name, other, file, keeper)}
     ours.setdefault(os.path.realpath(file), keeper)
-    if "needed" in {other.state for other in ours.values()}:
+    states = {other.state for other in ours.values()}
+    if "needed" in states:
         if owner.kind == "template":
             hint = f"remove it: give {owner.directory}"
         else:
             hint = "end the machines" if owner.kind == "fork" else f"first remove {owner.directory}"
         raise Busy(f"the layer is needed by {owner}", node="", job_id="", hint=hint)
+    if "left" in states and owner.kind == "template":
+        await in_thread(partial(remove_partial, owner.directory))  # first: only the images show it
+    elif owner.kind == "fork":
+        place = posixpath.dirname(posixpath.dirname(owner.directory))
+        await in_thread(partial(sweep, ("", place)))
     await remove_keepers({name: other.layer for name, other in ours.items()})
     return tuple(ours)
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from qmpsnap.errors import Busy, NotFound
 from qmpsnap.model.view import DiskView, ViewLayer
 from qmpsnap.run.keepers import Keepers
+from qmpsnap.run.template_files import Partial
 from qmpsnap.template_removal import remove_template
 from tests.each import each
 
@@ -43,6 +45,22 @@ async def test_images_of_what_is_gone_are_removed_together(
         [*(place / name / "base" for name in ("a", "b")), *map(type(place), others.made)]
     )
     await others.remove()
+
+
+async def test_template_that_a_killed_process_left_is_removed_with_its_images(tmp_path: Path) -> None:
+    place = tmp_path.resolve()
+    (place / "base").touch()
+    view = DiskView("vda", "t1", (ViewLayer(str(place / "base"), "raw"),), virtual_size=1 << 20)
+    keepers = Keepers("template", str(place / "t1"))
+    partial = Partial(str(place / "t1"), 4096)
+    await keepers.create([view], "t1", synced=False)
+    (file,) = keepers.made
+    keepers.release()
+    with pytest.raises(Busy, match="the layer is needed by"):  # the lock on the directory shows it
+        await remove_template(file)
+    os.close(partial._lock)  # as if the process was killed
+    assert await remove_template(file) == (file,)
+    assert list(place.iterdir()) == [place / "base"]
 
 
 async def test_what_is_neither_a_template_nor_such_an_image_is_not_found(tmp_path: Path) -> None:

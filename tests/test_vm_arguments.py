@@ -186,6 +186,7 @@ METHODS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
     "why_paused": ({}, {"graph": (1, "x", Delete("old"))}),
     "watch": ({}, {"interval": SECONDS}),
     "jobs.places": ({}, {"graph": (1, "x", Delete("old"))}),
+    "jobs.left_behind": ({}, {"graph": (1, "x", Delete("old"))}),
     "jobs.interrupted": ({}, {"graph": (1, "x", Delete("old")), "live": FLAG}),
     "execute": (
         {"command": "stop"},

@@ -6,13 +6,14 @@ import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import NamedTuple
 
 from qmpsnap.cli.app import verb
 from qmpsnap.cli.output import Row, emit, json_line, relative, table, to_stderr, wrap
 from qmpsnap.cli.runner import current_app, run
 from qmpsnap.cli.signals import Signals
 from qmpsnap.errors import Refused
-from qmpsnap.model.interrupted import finishing, needs_guest
+from qmpsnap.model.interrupted import LeftBehind, finishing, is_of_fork, needs_guest, what_it_was
 from qmpsnap.model.job import ENDED, IoStatus, Job, JobStatus
 from qmpsnap.model.job_place import JobPlace
 from qmpsnap.model.printable import printable
@@ -31,22 +32,25 @@ def jobs() -> None:
     """List the jobs of all clients, and operations that were interrupted."""
     closed = bool(current_app().images)  # until something was interrupted: planning the rest needs them open
 
-    async def work(vm: VM, _: Signals) -> tuple[list[_Listed], list[IntentRecord], list[_Left]]:
+    async def work(vm: VM, _: Signals) -> _Seen:
         running = await vm.jobs.list()
         alive = {job.id for job in running}
         places: Mapping[str, JobPlace] = {}
+        behind: tuple[LeftBehind, ...] = ()
         try:
-            places = await vm.jobs.places() if running else {}
-            records = await vm.jobs.interrupted()
+            graph = await vm.graph()
+            places = await vm.jobs.places(graph) if running else {}
+            records = await vm.jobs.interrupted(graph)
+            behind = await vm.jobs.left_behind(graph)
         except Refused as error:  # the jobs are known, and one of them may be the reason
             to_stderr(f"warning: cannot search for interrupted operations: {printable(error.message)}")
             to_stderr(f"  next: {printable(error.hint)}")
             records = ()
         left = [record for record in records if record.id not in alive and not record.permanent]
         listed = [_Listed(job, places.get(job.id, JobPlace())) for job in running]
-        return listed, left, [] if closed else await _planned(vm, left)
+        return _Seen(listed, left, [] if closed else await _planned(vm, left), behind)
 
-    listed, left, interrupted = run(work, looks=True)
+    listed, left, interrupted, behind = run(work, looks=True)
     if closed and left:
         waiting = [_Left(record, "", starts=True) for record in left if needs_guest(record)]
         left = [record for record in left if not needs_guest(record)]
@@ -56,18 +60,48 @@ def jobs() -> None:
             json_line(
                 jobs=[job.to_json() for job in listed],
                 interrupted=[item.to_json() for item in interrupted],
+                left=[{**item.to_json(), "ways": [shlex.join(item.remedy)]} for item in behind],
             )
         )
         return
     lines = table(_HEADER, [job.row() for job in listed], right=_RIGHT, indent="") if listed else []
     for item in interrupted:
         lines += item.text()
+    for thing in behind:
+        lines += _left_behind(thing)
     emit(*lines or ["no jobs"])
 
 
 async def _planned(vm: VM, records: Iterable[IntentRecord]) -> list[_Left]:
     """What is left of each operation."""
-    return [_Left(record, (await vm.jobs.plan(record.id)).vanished) for record in records]
+    return [_Left(record, await _vanished(vm, record)) for record in records]
+
+
+async def _vanished(vm: VM, record: IntentRecord) -> str:
+    """Why it cannot be completed, or ""."""
+    try:
+        return (await vm.jobs.plan(record.id)).vanished
+    except Refused:  # something is in the way now, as its command will say
+        if is_of_fork(record.id):
+            return ""
+        raise
+
+
+class _Seen(NamedTuple):
+    """What there is: jobs, interrupted operations, those of which the rest is planned, and images."""
+
+    listed: list[_Listed]
+    left: list[IntentRecord]
+    planned: list[_Left]
+    behind: tuple[LeftBehind, ...]
+
+
+def _left_behind(left: LeftBehind) -> list[str]:
+    """The lines of text output about what a killed process has left beside layers."""
+    what = f"a template in {left.directory}" if left.kind == "template" else "a fork"
+    lines = wrap(f"{printable(what)}: its client is gone, and has left", more="  ")
+    lines += [f"  {printable(relative(file))}" for file in left.files]
+    return [*lines, f"  to remove that: {printable(shlex.join(left.remedy))}"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,9 +193,11 @@ class _Left:
     def text(self) -> list[str]:
         """The lines of text output."""
         record = self.record
-        what = f"{record.op} of {record.disk}" if record.disk else f"{record.op} {record.name!r}"
         became = "was stopped half-way" if self.vanished else "its client is gone"
-        lines = wrap(f"{record.id}: {printable(what)}, started {_ago(record.created)}, {became}", more="  ")
+        lines = wrap(
+            f"{record.id}: {printable(what_it_was(record))}, started {_ago(record.created)}, {became}",
+            more="  ",
+        )
         lines += [f"  into {printable(relative(record.written))}"] if record.written else []
         lines += [
             f"  invalid, no longer holds its snapshot: {printable(relative(file))}" for file in record.invalid

@@ -1,8 +1,82 @@
-"""The command that ends what is left of an operation whose client is gone."""
+"""What an operation whose client is gone has left, and the command that ends it."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from typing import Final, Literal
+
+from qmpsnap.model.frozen import JsonStruct
+from qmpsnap.model.job import parse_job_id
+from qmpsnap.model.keeper import Keeper, KeptFor, ending
 from qmpsnap.model.record import IntentRecord
+
+FORK: Final = "fork"
+
+LeftKind = Literal["template", "fork"]
+"""What a killed process was doing: making a template, or running a fork."""
+
+
+class LeftBehind(JsonStruct, frozen=True):
+    """Images beside layers that a process has left which was killed in a fork, or in making a template.
+
+    Attributes:
+        kind: "template" or "fork".
+        directory: The template's directory, which is not complete; of a fork, a temporary one.
+        files: The images.
+        layers: Their layers, by canonical names.
+    """
+
+    kind: LeftKind
+    directory: str
+    files: tuple[str, ...]
+    layers: tuple[str, ...]
+
+    @property
+    def remedy(self) -> tuple[str, ...]:
+        """The command line that removes them, with all else that is left."""
+        return ("qmpsnap", "template", "--remove", self.files[0])
+
+
+def left_behind(
+    keepers: Mapping[str, Keeper], operations: Iterable[IntentRecord] = ()
+) -> tuple[LeftBehind, ...]:
+    """Return what killed processes have left beside layers, without that of the operations.
+
+    Args:
+        keepers: The images, by canonical name.
+        operations: What was interrupted: who ends a fork removes its images, too.
+    """
+    forked = {
+        file for one in operations if is_of_fork(one.id) for files in one.chains.values() for file in files
+    }
+    together: dict[tuple[KeptFor, str], dict[str, str]] = {}
+    for file, keeper in keepers.items():
+        if keeper.state == "left" and not (keeper.owner.kind == FORK and keeper.layer in forked):
+            together.setdefault((keeper.owner, ending(file)), {})[file] = keeper.layer
+    return tuple(
+        LeftBehind(
+            "fork" if owner.kind == FORK else "template",
+            owner.directory,
+            tuple(images),
+            tuple(layer for layer in images.values() if layer),
+        )
+        for (owner, _), images in together.items()
+    )
+
+
+def what_it_was(record: IntentRecord) -> str:
+    """The operation in words, as in "commit of vda"."""
+    if is_of_fork(record.id):
+        return f"{FORK} {record.name!r}"
+    if record.disk:
+        return f"{record.op} of {record.disk}"
+    return f"{record.op} {record.name!r}" if record.name else record.op
+
+
+def is_of_fork(record_id: str) -> bool:
+    """Whether a record is of the checkpoint that a fork has taken for itself."""
+    name = parse_job_id(record_id)
+    return name is not None and name.op == FORK
 
 
 def needs_guest(record: IntentRecord) -> bool:

@@ -11,9 +11,11 @@ import posixpath
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
+from typing import Final
 
 from qmpsnap.errors import BadName
 
+SCRATCH: Final = "qmpsnap-run-"  # with which names of private directories for temporary files begin
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
 _OWNED = "qmpsnap-a-"
 _NAME_MAX = 255  # bytes

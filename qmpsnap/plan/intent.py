@@ -43,7 +43,6 @@ Through the human monitor when every writable disk takes part; by jobs when one 
 throttle, where a revert through the human monitor crashes QEMU.
 """
 
-
 FileMode = Literal["stop", "background", "in-place"]
 """How a checkpoint saves the memory to a file.
 
@@ -55,7 +54,6 @@ Mode = Literal[FileMode, "internal"]
 
 Format = Literal["raw", "qcow2"]
 """Format of a copy."""
-
 
 Into = Literal["in-place", "new", "incoming"]
 """Where a machine is reverted.
@@ -131,16 +129,17 @@ class Delete(_Checked):
 
     Attributes:
         name: The moment's name.
-        via: How one that is inside images is deleted. None: with VM state by the rule of `Via`, of disks
-            alone disk after disk.
+        via: How one inside images is deleted. None: with VM state by the rule of `Via`, else disk after disk.
         keep_files: Whether files stay that nothing needs any more after an external moment is deleted.
         look_in: More directories to search for images that are backed by the moment's layers.
+        down: Whether the overlay of an external one is committed, if possible, even if a stream copied less.
     """
 
     name: Text
     via: Via | None = None
     keep_files: bool = False
     look_in: tuple[AbsolutePath, ...] = ()
+    down: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,14 +254,14 @@ class Checkpoint(_Checked):
     Attributes:
         name: The checkpoint's name.
         mode: How the memory is saved; that of a paused guest is saved by "stop" if "background" is asked for.
-        memory: Path of the file of VM state; absolute; "": beside the first disk's active layer, or none with
-            "internal".
+        memory: Absolute path of the file of VM state; "": beside the first disk's active layer, or inside.
         plain: Whether encrypted data may be stored unencrypted.
         leave: With "internal" alone: writable disks that take no part, in any spelling.
         via: With "internal" alone: how; None: by the rule of `Via`.
         store: Only for "background": whether its store is made next (`MakeStore`). The memory of a paused
             guest is then saved into a store at once, as by "in-place".
         member: Not with "internal": the machine's membership in a group. None: no group.
+        fork: Not with "internal": whether a fork takes it for itself, and deletes it at its end.
     """
 
     name: NewName
@@ -273,11 +272,12 @@ class Checkpoint(_Checked):
     via: Via | None = None
     store: bool = False
     member: Member | None = None
+    fork: bool = False
 
     def __post_init__(self) -> None:
         check_fields(self)
         if self.mode == "internal":
-            _refuse(self, ("memory", "member"), "the mode 'internal' saves the memory in an image")
+            _refuse(self, ("memory", "member", "fork"), "the mode 'internal' saves the memory in an image")
         else:
             _refuse(self, ("leave", "via"), f"it is for the mode 'internal', and this is {self.mode!r}")
         if self.mode != "background":

@@ -15,10 +15,11 @@ from itertools import zip_longest
 from qmpsnap.errors import Busy, NotFound
 from qmpsnap.model.files import Ask
 from qmpsnap.model.graph import Graph
+from qmpsnap.model.interrupted import is_of_fork
 from qmpsnap.model.job import ENDED, Ending, Job, JobId, JobStatus, parse_job_id
 from qmpsnap.model.record import IntentRecord
 from qmpsnap.model.step import Later, Stage, Step
-from qmpsnap.plan import ownership, resume_guest, resume_inside
+from qmpsnap.plan import ownership, resume_fork, resume_guest, resume_inside
 from qmpsnap.plan.chain.layers import flush_layer, unused_nodes
 from qmpsnap.plan.checks.disk import holders
 from qmpsnap.plan.commands.block import blockdev_add, blockdev_del
@@ -80,6 +81,8 @@ def plan(job_id: str, scene: Scene) -> Plan:
         found for found in scene.files.records if isinstance(found, IntentRecord) and found.id == job_id
     )
     record = next(records, None)
+    if record is None and (forked := resume_fork.checkpoint(job_id, scene)) is not None:
+        return resume_fork.plan(forked, scene)
     if name is None or (job is None and record is None):
         raise NotFound(f"there is no job {job_id!r}", hint="qmpsnap jobs lists the jobs that there are")
     if record is not None:
@@ -97,6 +100,8 @@ def plan(job_id: str, scene: Scene) -> Plan:
         return _job_gone(record, scene)
     if resume_inside.is_inside(record):
         return resume_inside.plan(record, scene)
+    if is_of_fork(record.id):
+        return resume_fork.interrupted(record, scene)
     return resume_guest.plan(record, scene)
 
 

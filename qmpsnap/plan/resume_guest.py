@@ -95,14 +95,14 @@ def _only_finish(record: IntentRecord, scene: Scene, note: str) -> Plan:
 def _complete(record: IntentRecord, scene: Scene, moved: tuple[str, ...]) -> Plan:
     """The operation has succeeded; do its cleanup."""
     notes = (_outcome(record, done=True), *record.notes)
-    plan = _plan(record, scene, _end_and_resume(record, scene), tidied(record, scene), notes, moves=moved)
+    plan = _plan(record, scene, end_and_resume(record, scene), tidied(record, scene), notes, moves=moved)
     return replace(plan, prepared=record.prepared, memory=record.memory)
 
 
 def _roll_back(record: IntentRecord, scene: Scene) -> Plan:
     """No disk has moved: resume the guest, and remove what was created."""
     tidy = (*set_back(record, scene), *removed(record, scene), *finish(record, scene))
-    return _plan(record, scene, _end_and_resume(record, scene), tidy, (_outcome(record, done=False),))
+    return _plan(record, scene, end_and_resume(record, scene), tidy, (_outcome(record, done=False),))
 
 
 def _plan(
@@ -149,7 +149,7 @@ def _plan(
 # -- what ends in any case -------------------------------------------------------------------------
 
 
-def _end_and_resume(record: IntentRecord, scene: Scene, *, resumes: bool = True) -> tuple[Step, ...]:
+def end_and_resume(record: IntentRecord, scene: Scene, *, resumes: bool = True) -> tuple[Step, ...]:
     """The steps that end the job and the migration, resume the guest, and close unused nodes."""
     ends = _ends_job(record, scene)
     if isinstance(scene, GuestScene):
@@ -204,7 +204,7 @@ def _saved(
     whole = _is_whole(record, state, scene)
     keeps = _can_be_kept(record, scene) if whole else bool(taken) and _can_be_sealed(record, state, scene)
     lets_run = not keeps or any(step.command == "cont" for step in record.steps)
-    steps = _end_and_resume(record, scene, resumes=lets_run)
+    steps = end_and_resume(record, scene, resumes=lets_run)
     if keeps:
         seal = () if whole else _seal(record, state)
         note = _outcome(record, done=True)

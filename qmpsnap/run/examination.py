@@ -30,7 +30,7 @@ from qmpsnap.run.examined_images import damages, follow_broken
 from qmpsnap.run.examined_monitor import examine_monitor
 from qmpsnap.run.freezing import is_frozen
 from qmpsnap.run.io_errors import failed_disks
-from qmpsnap.run.planning import Planning
+from qmpsnap.run.planning import Planning, Seen
 from qmpsnap.run.target import Target
 from qmpsnap.run.unopened import UnopenedTarget
 
@@ -82,7 +82,7 @@ async def _machine(target: Target, planning: Planning, agent: str) -> Facts:
             raise
         return facts
     graph = seen.graph
-    operations = await planning.unfinished(graph, seen.records, live=True)
+    operations = await _operations(planning, seen)
     states = [moment.vm_state_file for moment in seen.moments.moments if moment.vm_state_file]
     files = ExaminedFiles()
     writers: Mapping[str, str] = Frozen()
@@ -109,6 +109,12 @@ async def _machine(target: Target, planning: Planning, agent: str) -> Facts:
         frozen=await is_frozen(agent) if agent else None,
         agent=agent,
     )
+
+
+async def _operations(planning: Planning, seen: Seen) -> tuple[IntentRecord, ...]:
+    """Operations on the machine, and forks whose clients are gone."""
+    unfinished = await planning.unfinished(seen.graph, seen.records, live=True)
+    return (*unfinished, *await planning.forks_left(seen.graph, seen.records))
 
 
 async def _writers(graph: Graph, pid: int | None) -> Mapping[str, str]:
@@ -160,7 +166,7 @@ async def _images(target: UnopenedTarget, planning: Planning) -> Facts:
     whole = UnopenedTarget(lambda: given.chains, name=target.name)
     looking = planning.on(whole)
     seen = await looking.seen()
-    operations = await looking.unfinished(seen.graph, seen.records, live=True)
+    operations = await _operations(looking, seen)
     states = [moment.vm_state_file for moment in seen.moments.moments if moment.vm_state_file]
     files = await in_thread(partial(examine_files, seen.graph, seen.files, off=True, asked=states))
     broken = [

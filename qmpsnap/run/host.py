@@ -34,6 +34,7 @@ from qmpsnap.run.images import Images
 from qmpsnap.run.log import get_logger
 from qmpsnap.run.memory_files import Sealed, remove_state_file
 from qmpsnap.run.os_errors import hint, reason, unusable
+from qmpsnap.run.scratch import sweep
 from qmpsnap.run.survey import look
 
 _log = get_logger("qmpsnap.run")
@@ -71,6 +72,7 @@ class Host:
             "retire-file": self._retire_file,
             "remove-file": self._remove_file,
             "remove-orphan": self._remove_orphan,
+            "remove-scratch": self._remove_scratch,
             "seal-memory": self._seal_memory,
             "seal-store": self._seal_store,
             "remove-state": self._remove_state,
@@ -162,6 +164,9 @@ class Host:
 
     async def _remove_orphan(self, _: Step, *, file: str, backing: str | None) -> None:
         await self._images.remove_orphan(file, backing)
+
+    async def _remove_scratch(self, _: Step, *, places: Collection[str]) -> None:
+        await in_thread(functools.partial(sweep, places))
 
     async def _seal_memory(self, step: Step, *, partial: str, file: str) -> None:
         seal = memory_files.seal_memory

@@ -9,14 +9,20 @@ QEMU does not know these locks. They end with the process, and are seen in all n
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
+import posixpath
+import time
+from typing import Final
 
 from qmpsnap.errors import InvalidTarget, NotFound
 from qmpsnap.model.keeper import KeeperState, KeptFor
 from qmpsnap.model.template import partial_directory
-from qmpsnap.run.safe_open import open_file
+from qmpsnap.run.safe_open import open_directory, open_file
 from qmpsnap.run.template_files import read_template
+
+_LOCK_SECONDS: Final = 5.0
 
 
 def claim(file: str) -> int | None:
@@ -26,14 +32,17 @@ def claim(file: str) -> int | None:
         The descriptor; None if the image was removed meanwhile.
 
     Raises:
-        OSError: When it cannot be opened.
+        OSError: When it cannot be opened, or another process holds a lock on it for seconds.
     """
     try:
         descriptor = open_file(file)
     except FileNotFoundError:
         return None
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)  # who looks at it holds it for an instant
+        _lock(descriptor)
+    except TimeoutError:
+        os.close(descriptor)
+        raise
     except OSError:  # no locks here, where nobody takes it for abandoned either
         return descriptor
     if os.fstat(descriptor).st_nlink:
@@ -42,25 +51,56 @@ def claim(file: str) -> int | None:
     return None
 
 
+def _lock(descriptor: int) -> None:
+    """Lock the file; who looks at it holds a lock for an instant, which is waited for."""
+    ends = time.monotonic() + _LOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            if time.monotonic() > ends:
+                raise TimeoutError(errno.ETIMEDOUT, "another process has locked it") from error
+            time.sleep(0.01)  # no event tells when a lock is released
+        else:
+            return
+
+
 def state_of(file: str, owner: KeptFor) -> KeeperState:
     """Whether what needs the layer of this image is still there."""
-    if _claimed(file):
+    if is_claimed(file):
         return "needed"
     match owner.kind:
         case "fork":
-            return "left"
+            # Its private directory: an image that was created just now may not be locked yet.
+            return "needed" if is_locked(posixpath.dirname(owner.directory)) else "left"
         case "clone":
             return "needed" if os.path.isdir(owner.directory) else "gone"
         case "template":
             return _of_template(file, owner.directory)
 
 
-def _claimed(file: str) -> bool:
+def is_locked(directory: str) -> bool:
+    """Whether a process has locked the directory, or may have; one that does not exist is not locked."""
+    try:
+        descriptor = open_directory(directory, follow=False)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except (OSError, ValueError):
+        return True
+    return _is_locked(descriptor)
+
+
+def is_claimed(file: str) -> bool:
     """Whether a process has locked it, or may have."""
     try:
         descriptor = open_file(file)
     except (OSError, ValueError):
         return True
+    return _is_locked(descriptor)
+
+
+def _is_locked(descriptor: int) -> bool:
+    """Whether another descriptor locks the same file; this one is closed."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError:
@@ -74,7 +114,10 @@ def _of_template(file: str, directory: str) -> KeeperState:
     try:
         record = read_template(directory)
     except NotFound:
-        return "left" if os.path.isdir(partial_directory(directory)) else "gone"
+        partial = partial_directory(directory)
+        if not os.path.isdir(partial):
+            return "gone"
+        return "needed" if is_locked(partial) else "left"
     except InvalidTarget:
         return "needed"
     names = {os.path.basename(keeper) for keeper in record.keepers}

@@ -16,7 +16,7 @@ from qmpsnap.model.keeper import keeper_files, owner_text
 from qmpsnap.model.view import DiskView, ViewLayer
 from qmpsnap.run.disk import in_thread, made_in_thread
 from qmpsnap.run.images import Images
-from qmpsnap.run.keeper_state import claim
+from qmpsnap.run.keeper_state import claim, is_claimed
 from qmpsnap.run.log import get_logger
 from qmpsnap.run.os_errors import unusable
 from qmpsnap.run.survey import look
@@ -148,7 +148,8 @@ def _others(directory: str, owners: Mapping[str, str]) -> set[str]:
 async def remove_left(directory: str, layers: Iterable[str]) -> None:
     """Remove the images that a killed process has left that was making the template of this directory.
 
-    Call it while a template is being made there: an image is known to be left by the directory of that one.
+    Call it while the caller makes a template there, and before it creates images: those that no process has
+    locked are left.
 
     Args:
         directory: The template's directory; absolute.
@@ -156,11 +157,12 @@ async def remove_left(directory: str, layers: Iterable[str]) -> None:
     """
     places = tuple({posixpath.dirname(layer) for layer in layers})
     found = (await in_thread(partial(look, Ask(survey=places)))).keepers
-    left = {
+    there = {
         file: keeper.layer
         for file, keeper in found.items()
-        if keeper.state == "left" and keeper.layer and keeper.owner.directory == directory
+        if keeper.layer and (keeper.owner.kind, keeper.owner.directory) == ("template", directory)
     }
+    left = await in_thread(lambda: {file: layer for file, layer in there.items() if not is_claimed(file)})
     try:
         await remove_keepers(left)
     except InvalidTarget as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import posixpath
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import partial
@@ -16,6 +17,7 @@ from qmpsnap.model.features import Features
 from qmpsnap.model.files import Ask, Files
 from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.graph import Disk, Graph
+from qmpsnap.model.interrupted import LeftBehind, is_of_fork, left_behind
 from qmpsnap.model.job import Job
 from qmpsnap.model.machine import Machine
 from qmpsnap.model.moments import Moments, find_moments, state_places
@@ -24,7 +26,7 @@ from qmpsnap.model.tree_growth import Growth, ask_around, with_sizes
 from qmpsnap.model.view import DiskView
 from qmpsnap.model.wrong_start import WrongStart
 from qmpsnap.plan import backup as plan_backup
-from qmpsnap.plan import ownership, planner, resume
+from qmpsnap.plan import ownership, planner, resume, resume_fork
 from qmpsnap.plan import view as plan_view
 from qmpsnap.plan.checks.images import refuse_below
 from qmpsnap.plan.inside.loadable import ask_left
@@ -249,8 +251,10 @@ class Planning:
             record for record in files.records if isinstance(record, IntentRecord) and record.id == job_id
         )
         question = resume.ask(graph, records=records, state_dir=self._state_dir)
+        if forked := is_of_fork(job_id):
+            question |= resume_fork.ask(job_id, graph, files)
         files = await self._target.look(question, graph)
-        on_guest = any(record.origin for record in records)
+        on_guest = any(record.origin for record in records) or (forked and not self._off)
         machine = await guest_of(self._target).machine(graph) if on_guest else None
         jobs, features = await self._target.jobs(), await self._target.features()
         return resume.plan(job_id, self._scene(graph, files, jobs, features, machine))
@@ -259,7 +263,30 @@ class Planning:
         """Records of operations whose client went away; see `Jobs.interrupted`."""
         graph = graph or await self._target.graph()
         files = await self._target.look(resume.ask(graph, state_dir=self._state_dir), graph)
-        return await self.unfinished(graph, files.records, live=live)
+        records = await self.unfinished(graph, files.records, live=live)
+        return records if live else (*records, *await self.forks_left(graph, files.records))
+
+    async def forks_left(self, graph: Graph, found: Sequence[Record]) -> tuple[IntentRecord, ...]:
+        """Forks of this machine whose clients are gone, and whose checkpoints are among the records."""
+        forks = resume_fork.checkpoints(graph, found)
+        if not forks:
+            return ()
+        files = await self._target.look(resume_fork.ask_live(forks), graph)
+        if not files.shared:  # then no lock is seen
+            return ()
+        return tuple(resume_fork.operation(each) for each in forks if not resume_fork.is_live(each, files))
+
+    async def left_behind(self, graph: Graph | None) -> tuple[LeftBehind, ...]:
+        """What killed processes have left beside the layers of the chains; see `Jobs.left_behind`."""
+        graph = graph or await self._target.graph()
+        layers = [file for disk in graph.disks.values() for file in disk.files if file.startswith("/")]
+        ask = Ask(files=tuple(layers), survey=tuple(map(posixpath.dirname, layers)))
+        files = await self._target.look(ask, graph)
+        ours = {files.real(layer) for layer in layers}
+        keepers = {file: keeper for file, keeper in files.keepers.items() if keeper.layer in ours}
+        if not any(keeper.state == "left" for keeper in keepers.values()):
+            return ()
+        return left_behind(keepers, await self.interrupted(graph, live=False))
 
     async def unfinished(
         self, graph: Graph, found: Sequence[Record], *, live: bool = False

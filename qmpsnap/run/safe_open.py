@@ -143,6 +143,11 @@ def private_directory(longest: int, *, prefix: str = "qmpsnap-", parent: str = "
     return directory
 
 
+def temporary_places() -> tuple[str, ...]:
+    """Where `private_directory` creates directories if no parent is named."""
+    return (tempfile.gettempdir(), "/tmp")  # noqa: S108 - where directories are made exclusively
+
+
 def remove_tree(directory: str) -> None:
     """Remove a directory of ours with all that is in it, as far as that is possible; no link is followed."""
     shutil.rmtree(directory, ignore_errors=True)

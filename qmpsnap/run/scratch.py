@@ -13,13 +13,13 @@ import contextlib
 import fcntl
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final
 
+from qmpsnap.model.names import SCRATCH
 from qmpsnap.run.os_errors import unusable
-from qmpsnap.run.safe_open import open_directory, private_directory, remove_tree
+from qmpsnap.run.safe_open import open_directory, private_directory, remove_tree, temporary_places
 
-_PREFIX: Final = "qmpsnap-run-"
 _LONGEST: Final = 60  # bytes: a socket in it has a name of 46 more (sun_path of unix(7))
 
 
@@ -65,7 +65,7 @@ def scratch(parent: str = "") -> Iterator[str]:
 def _create(parent: str) -> tuple[str, int]:
     """A new directory and its lock."""
     while True:
-        path = private_directory(_LONGEST, prefix=_PREFIX, parent=parent)
+        path = private_directory(_LONGEST, prefix=SCRATCH, parent=parent)
         try:
             lock = open_directory(path, follow=False)
         except FileNotFoundError:  # another process removed it before it was locked
@@ -76,10 +76,22 @@ def _create(parent: str) -> tuple[str, int]:
         os.close(lock)
 
 
+def sweep(places: Iterable[str]) -> None:
+    """Remove our directories whose processes are gone from these directories; what cannot be removed stays.
+
+    Args:
+        places: The directories; "": those in which they are created if no other one is named.
+    """
+    named = (each for place in places for each in ((place,) if place else temporary_places()))
+    for place in dict.fromkeys(named):
+        with contextlib.suppress(OSError):
+            _sweep(place)
+
+
 def _sweep(place: str) -> None:
     """Remove our directories whose processes are gone."""
     for name in os.listdir(place):
-        if name.startswith(_PREFIX):
+        if name.startswith(SCRATCH):
             with contextlib.suppress(OSError):
                 _remove_abandoned(os.path.join(place, name))
 

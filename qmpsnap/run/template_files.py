@@ -13,6 +13,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
 import stat
 from collections.abc import Iterable
 
@@ -35,6 +36,7 @@ from qmpsnap.run.os_errors import reason, unusable
 from qmpsnap.run.safe_open import create_file, open_directory, open_file, remove_tree
 
 _SLACK = 1 << 24  # bytes: the devices' state, and the record
+_UNFINISHED = re.compile(rf"{STATE}(\.[0-9a-f]{{8}})?\.partial")  # what the helper has not written to its end
 _READ_ONLY, _PRIVATE = 0o400, 0o600
 
 
@@ -85,25 +87,22 @@ class Partial:
             except FileExistsError:
                 self._sweep()
                 continue
-            lock = open_directory(self.path, follow=False)
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return lock
+            try:
+                lock = _locked(self.path)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    os.rmdir(self.path)
+                raise
+            if os.fstat(lock).st_nlink:
+                return lock
+            os.close(lock)  # another process removed it before it was locked
         raise OSError(errno.EEXIST, os.strerror(errno.EEXIST))
 
     def _sweep(self) -> None:
-        descriptor = open_directory(self.path, follow=False)
+        descriptor = _locked_ours(self.path, self._directory)
         try:
-            if os.fstat(descriptor).st_uid != os.geteuid():
-                raise OSError(errno.EEXIST, os.strerror(errno.EEXIST))
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             remove_tree(self.path)
             self.swept = True
-        except BlockingIOError as error:
-            raise TargetExists(
-                f"{user_of(self.path)} is making {self._directory!r} now",
-                file=self._directory,
-                hint="wait until it ends",
-            ) from error
         finally:
             os.close(descriptor)
 
@@ -194,6 +193,59 @@ def refuse_place(directory: str) -> None:
             raise OSError(errno.EACCES, os.strerror(errno.EACCES))  # noqa: TRY301 - handled like every other
     except (OSError, ValueError) as error:
         raise unusable(directory, error, "create") from error
+
+
+def remove_partial(directory: str) -> bool:
+    """Remove a template that is not complete, which a killed process has left; return whether there was one.
+
+    Args:
+        directory: The template's directory, by the word of an image: only files of templates are removed.
+
+    Raises:
+        TargetExists: When another process makes it now.
+        InvalidTarget: When it cannot be removed.
+    """
+    partial = partial_directory(directory)
+    try:
+        descriptor = _locked_ours(partial, directory)
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError) as error:
+        raise unusable(partial, error, "remove") from error
+    try:
+        for name in os.listdir(descriptor):  # noqa: PTH208 - of an open directory
+            if _UNFINISHED.fullmatch(name):
+                with contextlib.suppress(OSError):
+                    os.unlink(name, dir_fd=descriptor)
+        remove_files(partial)
+    finally:
+        os.close(descriptor)
+    return True
+
+
+def _locked(path: str) -> int:
+    """Lock a directory until the returned descriptor is closed."""
+    descriptor = open_directory(path, follow=False)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _locked_ours(path: str, directory: str) -> int:
+    """The same for a directory that must be ours, and that nobody has locked who makes that template."""
+    try:
+        descriptor = _locked(path)
+    except BlockingIOError as error:
+        raise TargetExists(
+            f"{user_of(path)} is making {directory!r} now", file=directory, hint="wait until it ends"
+        ) from error
+    if os.fstat(descriptor).st_uid == os.geteuid():
+        return descriptor
+    os.close(descriptor)
+    raise OSError(errno.EEXIST, os.strerror(errno.EEXIST))
 
 
 def read_template(directory: str) -> TemplateRecord:

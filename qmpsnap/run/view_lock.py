@@ -4,6 +4,8 @@ The lock is a shared lock on one byte of the newest layer that is read, beyond t
 to 299). It is needed because QEMU's image locks do not prevent the deletion of a snapshot inside an image.
 Another byte, that of the moment "", is locked in each layer that is read and that no guest writes to: a
 planner refuses to write into it, as QEMU would. QEMU itself does not know these locks.
+
+In the same way a fork marks the checkpoint that it has taken for itself, in all layers, as long as it lasts.
 """
 
 from __future__ import annotations
@@ -75,6 +77,10 @@ class Locks:
         for file in files:
             if file not in self._held and (descriptor := hold(file, self.moment)) is not None:
                 self._held[file] = descriptor
+
+    def __bool__(self) -> bool:
+        """Whether it is marked in any file."""
+        return bool(self._held)
 
     def close(self) -> None:
         """Remove the marks."""

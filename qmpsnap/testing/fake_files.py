@@ -218,6 +218,8 @@ class FakeFiles:
                 pass
             case "retire-file" if arguments["policy"] == "keep":
                 pass
+            case "remove-scratch":  # nor has it temporary files
+                pass
             case "retire-file" | "remove-file" | "remove-orphan" | "remove-state":
                 self.facts.pop(arguments["file"], None)
                 self.memories.pop(arguments["file"], None)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from qmpsnap.errors import InvalidTarget
-from qmpsnap.run.scratch import Scratch
+from qmpsnap.run.scratch import Scratch, sweep
 
 _KILLED = """
 import os, sys
@@ -39,6 +39,22 @@ def test_scratch_removes_what_a_killed_process_left_and_nothing_else(tmp_path: P
     assert {*map(str, tmp_path.iterdir())} == {mine.path, other.path, str(shared)}
     mine.close()
     other.close()
+
+
+def test_sweep_removes_what_a_killed_process_left_also_from_the_usual_places(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    usual, named = tmp_path / "usual", tmp_path / "named"
+    for place in (usual, named):
+        place.mkdir()
+        subprocess.run([sys.executable, "-c", _KILLED, str(place)], check=False)
+    monkeypatch.setattr("tempfile.tempdir", str(usual))
+    mine = Scratch(str(tmp_path))
+    sweep([str(named), str(tmp_path), str(tmp_path / "missing")])
+    assert (list(named.iterdir()), len(list(usual.iterdir())), os.path.isdir(mine.path)) == ([], 1, True)  # noqa: PTH112
+    sweep([""])
+    assert list(usual.iterdir()) == []
+    mine.close()
 
 
 def test_scratch_follows_no_link(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import subprocess
@@ -16,6 +17,7 @@ from qmpsnap.run.template_files import (
     read_template,
     refuse_changed,
     remove_files,
+    remove_partial,
 )
 from tests.each import each
 from tests.model.test_template import RECORD
@@ -99,6 +101,32 @@ def test_template_that_another_process_makes_names_that_process(tmp_path: Path) 
         Partial(str(tmp_path / "t1"), SIZE)
     assert caught.value.message.startswith(f"process {pid} (python")
     assert caught.value.message.endswith(f") is making '{tmp_path}/t1' now")
+
+
+def test_template_whose_directory_cannot_be_locked_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def refuses(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", refuses)
+    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    with pytest.raises(InvalidTarget, match="no locks available"):
+        Partial(str(tmp_path / "t1"), 4096)
+    assert (list(tmp_path.iterdir()), len(os.listdir("/proc/self/fd"))) == ([], before)  # noqa: PTH208
+
+
+def test_template_that_a_killed_process_left_is_removed_but_not_the_files_of_others(tmp_path: Path) -> None:
+    directory = str(tmp_path / "t1")
+    assert not remove_partial(directory)
+    partial = Partial(directory, 4096)
+    with pytest.raises(TargetExists, match="is making"):
+        remove_partial(directory)
+    os.close(partial._lock)  # as if the process was killed
+    for name in ("notes", "state", "state.partial", "state.0a1b2c3d.partial"):
+        (tmp_path / ".t1.partial" / name).touch()
+    assert remove_partial(directory)
+    assert list((tmp_path / ".t1.partial").iterdir()) == [tmp_path / ".t1.partial" / "notes"]
 
 
 def test_complete_template_that_nobody_is_to_get_is_removed(tmp_path: Path) -> None:

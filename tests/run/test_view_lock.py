@@ -31,9 +31,12 @@ def test_locks_mark_several_files_until_they_are_closed(tmp_path: Path) -> None:
     locks = Locks("c1")
     locks.hold(files[:1])
     locks.hold([*files, str(tmp_path)])
+    assert bool(locks)
     assert [held(file, "c1") for file in files] == [True, True]
     locks.close()
     assert [held(file, "c1") for file in files] == [False, False]
+    locks.hold([str(tmp_path)])  # what is no file cannot be marked
+    assert not locks
 
 
 def test_hold_of_what_is_no_file_says_nothing(tmp_path: Path) -> None:

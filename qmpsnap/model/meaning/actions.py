@@ -27,6 +27,7 @@ ACTIONS: Mapping[str, Said] = MappingProxyType(
             "Rename the file of a layer that no longer holds its snapshot to FILE.invalid, or remove it."
         ),
         "remove-file": Said("Remove a file that this operation created, and that QEMU does not have open."),
+        "remove-scratch": Said("Remove temporary files of operations of ours whose process was killed."),
         "remove-orphan": Said("Remove a file that an interrupted operation created, if it is still empty."),
         "apply-snapshot": Said(
             "Go back to a snapshot inside an image that no machine uses (qemu-img snapshot -a)."

@@ -117,7 +117,7 @@ FINDINGS: Mapping[str, Said] = MappingProxyType(
         ),
         "keeper-left": Said(
             "An image of a template or a fork that was being made, or ran, when its process was killed.",
-            "Remove it; the next `qmpsnap commit` or `qmpsnap delete` does, too.",
+            "Remove it, with what else is left: `qmpsnap template --remove IMAGE`.",
         ),
         "record-unreadable": Said(
             "A record that cannot be read.", "Put back a copy, or move it away; no image is in danger."

@@ -62,7 +62,10 @@ def ask(intent: Delete | Prune, graph: Graph, files: Files, moments: Iterable[Mo
 
 
 def plan(
-    intent: Delete | Prune, moments: Iterable[Moment], scene: Scene, nameless: Collection[str] = ()
+    intent: Delete | Prune,
+    moments: Iterable[Moment],
+    scene: Scene,
+    nameless: Collection[str] = (),
 ) -> Plan:
     """Plan the deletion of moments: jobs that merge their layers, then the deletion of the names; or refuse.
 
@@ -215,6 +218,8 @@ def _merge_run(deleting: Deleting, name: str, disk: Disk, run: Run, needed: Coll
     refuse_viewed(deleting.scene, disk.files[run.top : run.bottom + 1])
     reasons: list[Refused] = []
     every = list(ways(sizes(disk), run.top, run.bottom, needed))
+    if isinstance(deleting.intent, Delete) and deleting.intent.down:
+        every.sort(key=lambda way: way.receiver != run.bottom)
     for way in every:
         try:
             parts, scene = _jobs(deleting, name, disk, way)

@@ -191,6 +191,15 @@ def remove_file(file: str) -> Step:
     return Step(on="host", command="remove-file", arguments=Frozen(file=file))
 
 
+def remove_scratch(places: tuple[str, ...]) -> Step:
+    """Remove private directories that killed processes of ours have left.
+
+    Args:
+        places: Directories in which they are; "": that for temporary files.
+    """
+    return Step(on="host", command="remove-scratch", arguments=Frozen(places=places))
+
+
 def remove_orphan(file: str, backing: str | None) -> Step:
     """Remove a file that an interrupted run created, if it is still empty.
 

@@ -6,9 +6,8 @@ import shlex
 from collections.abc import Iterator
 
 from qmpsnap.model.hints import qmp_words
-from qmpsnap.model.interrupted import finishing, needs_guest
+from qmpsnap.model.interrupted import finishing, needs_guest, what_it_was
 from qmpsnap.model.job import ENDED, IoStatus, Job, JobStatus
-from qmpsnap.model.record import IntentRecord
 from qmpsnap.plan.diagnosis.facts import Case, Facts
 
 _PAUSED = frozenset({JobStatus.PAUSED, JobStatus.STANDBY})
@@ -27,7 +26,7 @@ def operation_left(facts: Facts) -> Iterator[Case]:
         vanished = facts.vanished.get(record.id, "")
         state = f", and its job is {job.status}" if job is not None else ""
         invalid = f"; no longer valid: {', '.join(record.invalid)}" if record.invalid and vanished else ""
-        cause = f"the client of {_what(record)} ended before it was finished{state}{invalid}"
+        cause = f"the client of {what_it_was(record)} ended before it was finished{state}{invalid}"
         remedy = finishing(record, vanished=bool(vanished))
         if facts.off and needs_guest(record):
             yield Case(record.id, cause, advice=f"start the machine, and then: {shlex.join(remedy)}")
@@ -108,9 +107,3 @@ def job_waits(facts: Facts) -> Iterator[Case]:
 
 def _foreign(job: Job) -> tuple[str, ...]:
     return () if job.mine else ("--foreign",)
-
-
-def _what(record: IntentRecord) -> str:
-    if record.disk:
-        return f"{record.op} of {record.disk}"
-    return f"{record.op} {record.name!r}" if record.name else record.op

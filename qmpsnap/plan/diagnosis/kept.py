@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from qmpsnap.model.hints import qmp_words
+from qmpsnap.model.interrupted import is_of_fork, left_behind
 from qmpsnap.model.keeper import Keeper, KeptFor, ending
 from qmpsnap.plan.diagnosis.facts import Case, Facts
 
@@ -91,7 +92,10 @@ def state_missing(facts: Facts) -> Iterator[Case]:
     """A checkpoint whose file of VM state is missing."""
     for moment in facts.moments.moments:
         file = moment.vm_state_file
-        if file in facts.missing:
+        of_fork = moment.record is not None and is_of_fork(
+            moment.record.id
+        )  # which deletes it before the rest
+        if file in facts.missing and not of_fork:
             yield Case(
                 moment.name,
                 f"its VM state, {file}, is missing: the guest cannot be reverted to this checkpoint",
@@ -113,13 +117,13 @@ def state_unused(facts: Facts) -> Iterator[Case]:
 
 def keeper_left(facts: Facts) -> Iterator[Case]:
     """An image of a template or a fork that was being made, or ran, when its process was killed."""
-    for file, keeper in facts.files.keepers.items():
-        if keeper.state == "left":
-            yield Case(
-                file,
-                f"it keeps {keeper.layer or 'a layer'} for a {keeper.owner.kind}, whose process was killed",
-                ("rm", "--", file),
-            )
+    for left in left_behind(facts.files.keepers, facts.operations):
+        layers = ", ".join(left.layers) or "a layer"
+        yield Case(
+            left.files[0],
+            f"it keeps {layers} for a {left.kind}, whose process was killed",
+            left.remedy,  # it removes those that were created with it, too
+        )
 
 
 def keeper_gone(facts: Facts) -> Iterator[Case]:

@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from qmpsnap.errors import InvalidTarget, Unsupported
 from qmpsnap.model.files import Ask
 from qmpsnap.model.graph import Graph
+from qmpsnap.model.interrupted import FORK
 from qmpsnap.model.kept_state import KeptState
 from qmpsnap.model.machine import Machine
 from qmpsnap.model.names import digest, node_name
@@ -77,7 +78,8 @@ def plan(intent: Checkpoint, scene: GuestScene) -> Plan:
     """
     refuse_taken(intent.name, scene)
     refuse_clear_memory(scene.graph, plain=intent.plain)
-    new = overlays.prepare("checkpoint", _disks(intent), scene, can_name=False, encrypts=True)
+    op = FORK if intent.fork else "checkpoint"
+    new = overlays.prepare(op, _disks(intent), scene, can_name=False, encrypts=True)
     machine = scene.machine
     # QEMU 7.2 lets a paused guest run when it is to write the memory of one that runs.
     assert intent.mode != "internal"  # noqa: S101 - plan/inside/checkpoint.py plans that

@@ -83,6 +83,8 @@ def test_a_checkpoint_needs_its_memory() -> None:
     assert codes(seen) == []
     found = only(replace(seen, missing=frozenset({STATE.file})))
     assert (found.code, found.remedy) == ("state-missing", ("qmpsnap", "delete", "c1"))
+    of_fork = replace(checkpoint, record=replace(record, id="qmpsnap-fork-keep-00000001"))
+    assert codes(replace(seen, moments=moments(of_fork), missing=frozenset({STATE.file}))) == []
 
 
 def test_memory_that_nothing_needs_is_removed() -> None:
@@ -104,7 +106,7 @@ def test_a_record_that_cannot_be_read_is_named() -> None:
 @each(
     ("state", "kind", "code", "remedy"),
     [
-        ("left", "fork", "keeper-left", ("rm", "--", KEEPER)),
+        ("left", "fork", "keeper-left", ("qmpsnap", "template", "--remove", KEEPER)),
         ("gone", "template", "keeper-gone", ("qmpsnap", "template", "--remove", KEEPER)),
         ("gone", "clone", "keeper-gone", ("qmpsnap", "template", "--remove", KEEPER)),
     ],
