@@ -986,7 +986,7 @@ class VM:
         Raises:
             NotFound: When no checkpoint is called `of`.
             InvalidTarget: When there is too little space.
-            Unsupported: As `freeze_template`.
+            Unsupported: As `freeze_template`, and when there is no guest.
             Refused, TargetError: As `checkpoint` and the launcher do, before the first child.
             Incomplete: At the end of the block, when the checkpoint stays and the block has raised nothing;
                 it names the files that the machine is to be started from.
@@ -996,6 +996,7 @@ class VM:
         check("of", of, Text | None)
         check_wake(wake)
         place = "" if directory is None else absolute("directory", directory)
+        guest_of(self._target)
         async with fork(self, count, start, of=of or "", directory=place, wake=wake) as children:
             yield children
 

@@ -198,6 +198,10 @@ async def test_save_and_restore_take_a_relative_name_from_where_they_are(
     assert fake.guest.now.running
 
 
+def launch_none(_: Start) -> AbstractAsyncContextManager[VM]:
+    raise AssertionError("nothing is to be started")
+
+
 @pytest.mark.parametrize(
     "call",
     [
@@ -208,6 +212,7 @@ async def test_save_and_restore_take_a_relative_name_from_where_they_are(
         lambda vm: vm.checkpoint("c1", mode="internal"),
         lambda vm: vm.save("/images/m"),
         lambda vm: vm.restore("/images/m"),
+        lambda vm: vm.fork(2, launcher=launch_none).__aenter__(),
     ],
 )
 async def test_what_needs_a_guest_is_refused_without_one(call: Callable[[VM], Awaitable[object]]) -> None:
