@@ -15,6 +15,7 @@ import fcntl
 import os
 import re
 import stat
+import time
 from collections.abc import Iterable
 
 from qmpsnap.errors import Changed, InvalidTarget, NotFound, TargetExists
@@ -37,6 +38,7 @@ from qmpsnap.run.safe_open import create_file, open_directory, open_file, remove
 
 _SLACK = 1 << 24  # bytes: the devices' state, and the record
 _UNFINISHED = re.compile(rf"{STATE}(\.[0-9a-f]{{8}})?\.partial")  # what the helper has not written to its end
+_LOOK_SECONDS = 0.1
 _READ_ONLY, _PRIVATE = 0o400, 0o600
 
 
@@ -224,14 +226,22 @@ def remove_partial(directory: str) -> bool:
 
 
 def _locked(path: str) -> int:
-    """Lock a directory until the returned descriptor is closed."""
+    """Lock a directory until the descriptor is closed; who only looks at it locks it for an instant."""
     descriptor = open_directory(path, follow=False)
+    ends = time.monotonic() + _LOOK_SECONDS
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > ends:
+                    raise
+                time.sleep(0.01)  # no event tells when a lock is released
+            else:
+                return descriptor
     except BaseException:
         os.close(descriptor)
         raise
-    return descriptor
 
 
 def _locked_ours(path: str, directory: str) -> int:

@@ -6,6 +6,7 @@ import pytest
 from msgspec.structs import replace
 
 from qmpsnap.errors import Busy, NotFound
+from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.interrupted import is_of_fork
 from qmpsnap.model.record import IntentRecord, moment_of
 from qmpsnap.model.step import Stage
@@ -17,6 +18,7 @@ from tests.run.operations import vm_of
 from tests.run.states import MACHINE, fake_of
 
 if TYPE_CHECKING:
+    from qmpsnap.model.graph import Graph
     from qmpsnap.testing.fake import FakeTarget
 
 NAME = "fork-0a1b2c3d"
@@ -34,10 +36,19 @@ def left(mode: FileMode = "background", *, moved: bool = True, recorded: bool = 
     plan = planned(Checkpoint(NAME, mode, fork=True), MACHINE)
     assert plan.record is not None
     assert plan.after is not None
-    fake = fake_of(plan.after if moved else MACHINE)
+    fake = fake_of(full(plan.after) if moved else MACHINE)
     record = replace(plan.record, directory=plan.steps[0].arguments["directory"])
     fake.files.records.append(moment_of(record) if recorded else record)
     return fake
+
+
+def full(of: Graph) -> Graph:
+    """The same with a full active layer: a stream into it would copy less than its commit."""
+    disks = {
+        name: replace(disk, layers=(replace(disk.active, allocated=1 << 40), *disk.layers[1:]))
+        for name, disk in of.disks.items()
+    }
+    return replace(of, disks=Frozen(disks))
 
 
 @each("mode", MODES)

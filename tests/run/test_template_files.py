@@ -116,6 +116,22 @@ def test_template_whose_directory_cannot_be_locked_leaves_nothing(
     assert (list(tmp_path.iterdir()), len(os.listdir("/proc/self/fd"))) == ([], before)  # noqa: PTH208
 
 
+def test_lock_of_who_only_looks_at_the_directory_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    tried = []
+
+    def locks(descriptor: int, how: int) -> None:
+        tried.append(how)
+        if len(tried) == 1:
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    monkeypatch.setattr("qmpsnap.run.template_files._LOOK_SECONDS", 60.0)
+    monkeypatch.setattr("fcntl.flock", locks)
+    Partial(str(tmp_path / "t1"), 4096).close()
+    assert (len(tried), list(tmp_path.iterdir())) == (2, [])
+
+
 def test_template_that_a_killed_process_left_is_removed_but_not_the_files_of_others(tmp_path: Path) -> None:
     directory = str(tmp_path / "t1")
     assert not remove_partial(directory)
