@@ -98,11 +98,11 @@ def test_jobs_are_listed_slowed_paused_resumed_and_cancelled(vda):
     running, cli, _ = vda
     node = running.roots()["vda"][0]
     job = "qmpsnap-stream-keep-0a1b2c3d"
-    running.qmp("block-stream", {"job-id": job, "device": node, "speed": 65536, "auto-finalize": False})
+    running.qmp("block-stream", {"job-id": job, "device": node, "speed": 1024, "auto-finalize": False})
     (listed,) = cli("--json", "jobs").json["jobs"]
-    assert (listed["id"], listed["ours"], listed["speed"]) == (job, True, 65536)
-    assert cli("job", "speed", job, "128K").out == f"{job}: at most 128 KiB/s\n"
-    assert running.qmp("query-block-jobs")[0]["speed"] == 131072
+    assert (listed["id"], listed["ours"], listed["speed"]) == (job, True, 1024)
+    assert cli("job", "speed", job, "2K").out == f"{job}: at most 2 KiB/s\n"
+    assert running.qmp("query-block-jobs")[0]["speed"] == 2048
     assert cli("job", "pause", job[:-1]).out == f"{job} is paused\n"
     assert running.qmp("query-block-jobs")[0]["paused"]
     assert cli("job", "resume", job).code == 0
@@ -115,7 +115,7 @@ def test_jobs_are_listed_slowed_paused_resumed_and_cancelled(vda):
 def test_jobs_of_others_need_foreign(vda):
     running, cli, _ = vda
     node = running.roots()["vda"][0]
-    running.qmp("block-stream", {"job-id": "theirs", "device": node, "speed": 65536})
+    running.qmp("block-stream", {"job-id": "theirs", "device": node, "speed": 1024})
     assert cli("--json", "job", "cancel", "theirs").json["error"]["type"] == "ForeignJob"
     assert cli("job", "cancel", "theirs", "--foreign").code == 0
     wait_for(lambda: running.qmp("query-jobs") == [], "its end")
