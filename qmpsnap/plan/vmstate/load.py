@@ -29,9 +29,10 @@ from qmpsnap.plan.vmstate.common import (
     undone,
 )
 from qmpsnap.plan.vmstate.in_place import load_store, refuse_store
-from qmpsnap.plan.vmstate.save import load_steps, whole_note
+from qmpsnap.plan.vmstate.save import load_steps, refuse_unseen, whole_note
 
 _FRESH = frozenset({"prelaunch", "paused"})
+_SAME_FILES = "start this QEMU where it sees the same files as qmpsnap: in no other chroot or container"
 
 
 def ask(intent: Load, _graph: Graph, _state_dir: str) -> Ask:
@@ -50,11 +51,12 @@ def plan(intent: Load, scene: GuestScene) -> Plan:
 
     Raises:
         MachineDiffers: When it is another machine, or a disk does not read its overlay.
-        Unsupported: When it does not wait for VM state, or has run already.
+        Unsupported: When it does not wait for VM state, has run already, or sees other files than we do.
         InvalidTarget: When the file of VM state is missing, incomplete, or not the checkpoint's.
     """
     machine, state = scene.machine, intent.state
     refuse_other(machine, state.fingerprint, what=repr(intent.name))
+    refuse_unseen(scene.files, hint=_SAME_FILES)
     _refuse_other_disks(intent, scene)
     token = digest("load", intent.name, state.file, avoid=scene.names)
     go_on = (cont(),) if intent.resume else ()
@@ -111,6 +113,7 @@ def plan_devices(intent: SaveDevices, scene: GuestScene) -> Plan:
             feature="saving the devices' state alone",
         )
     need_open_files(machine)
+    refuse_unseen(scene.files, hint=_SAME_FILES)
     token = digest("devices", intent.file, avoid=scene.names)
     id = job_id("save", "keep", token)  # noqa: A001 - a record's word
     partial = f"{intent.file}.partial"

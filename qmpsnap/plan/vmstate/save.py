@@ -61,7 +61,7 @@ def plan_save(intent: Save, scene: GuestScene) -> Plan:
     refuse_clear_memory(scene.graph, plain=intent.plain)
     machine = scene.machine
     refuse_unsavable(scene, migrates=True)
-    _refuse_unseen(scene)
+    refuse_unseen(scene.files)
     disks = [disk for disk in scene.graph.disks.values() if disk.layers]
     if not disks:
         raise NotFound("there is no disk with a medium", hint="VM state without disks cannot be saved")
@@ -128,7 +128,7 @@ def plan_restore(intent: Restore, scene: GuestScene) -> Plan:
         InvalidTarget: When the file is missing, cut, or none of ours.
         MachineDiffers: When the machine is another, or a layer has changed since.
     """
-    _refuse_unseen(scene)
+    refuse_unseen(scene.files)
     note = whole_note(scene.files, intent.file)
     if note.name:
         raise InvalidTarget(
@@ -185,6 +185,7 @@ def load_steps(
 
 def whole_note(files: Files, file: str) -> MemoryNote:
     """The note of a memory file; refuse one that is missing, cut, or not ours."""
+    refuse_unseen(files)
     fact = files.memories[file]
     if not fact.exists:
         raise InvalidTarget(f"{file} does not exist", file=file)
@@ -226,12 +227,13 @@ def _refuse_changed(note: MemoryNote, scene: Scene, file: str) -> None:
     refuse_changed(differences, f"the disks are no longer those of {file}")
 
 
-def _refuse_unseen(scene: Scene) -> None:
-    if not scene.files.shared:
+def refuse_unseen(files: Files, *, hint: str = "run where they are visible, or use --shared-fs yes") -> None:
+    """Refuse if QEMU's files are not visible from here."""
+    if not files.shared:
         raise Unsupported(
             "QEMU's files are not visible from here",
             feature="VM state in files that are not visible",
-            hint="run where they are visible, or use --shared-fs yes",
+            hint=hint,
         )
 
 

@@ -92,6 +92,13 @@ REFUSED: dict[str, tuple[Load, FakeFiles, dict[str, Any], type[Refused], str]] =
         MachineDiffers,
         "its disk vda reads /images/over.qcow2, not /tmp/other.qcow2",
     ),
+    "it does not see our files": (
+        Load("c1", STREAM, DISKS),
+        FakeFiles(OVER, shared=False),
+        WAITING,
+        Unsupported,
+        "QEMU's files are not visible from here",
+    ),
     "no such disk": (
         Load("c1", STREAM, {**DISKS, "vdb": "/tmp/b.qcow2"}),
         files(),
