@@ -7,7 +7,7 @@ cannot be reset to exactly its first state, its QEMU is ended, and a new one boo
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,6 +22,7 @@ from qmpsnap.model.console_text import last_lines
 from qmpsnap.model.start import Start
 from qmpsnap.template import Template, freeze
 from qmpsnap.testing.shared import reset as resets
+from qmpsnap.testing.shared.memory_only import refuse_outside
 from qmpsnap.testing.shared.monitors import monitors, still_connected
 from qmpsnap.testing.shared.place import Base, overlay_each
 from qmpsnap.testing.shared.reset import RECORDS, Booted, console_end, console_size
@@ -155,36 +156,37 @@ class SharedMachine:
 
     async def _choose(self) -> Booted:
         """Boot, and choose the fastest way that resets the machine."""
-        reasons: list[str] = []
+        reasons: dict[str, list[str]] = {}
         for mode in _TRIED:
             try:
-                booted = await self._boot(mode)
+                booted = await self._boot(mode, chosen=False)
             except GuestFailed:
                 raise
             except _FAILURES as error:
-                reasons.append(f"not {mode}: {_line(error)}")
+                reasons.setdefault(_line(error), []).append(mode)
                 continue
             started = time.monotonic()
             try:
                 booted = await self._put_back(booted, mode)
                 await self._await_ready(booted)
             except _FAILURES as error:
-                reasons.append(f"not {mode}: {_line(error)}")
+                reasons.setdefault(_line(error), []).append(mode)
                 continue
             seconds = time.monotonic() - started
             if seconds > self.account.boots[-1]:
-                reasons.append(f"not {mode}: {seconds:.2f} s, slower than a boot")
+                reasons[f"{seconds:.2f} s, slower than a boot"] = [mode]
                 continue
             self._reset = mode
-            self.account.reset = "; ".join([f"{mode}, a trial took {seconds:.2f} s", *reasons])
+            self.account.reset = "; ".join([f"{mode}, a trial took {seconds:.2f} s", *_why(reasons)])
             return booted
         self._reset = "boot"
-        self.account.reset = "; ".join(["boot", *reasons])
+        self.account.reset = "; ".join(["boot", *_why(reasons)])
         return await self._boot("boot")
 
     # -- boot ------------------------------------------------------------------------------------------
 
-    async def _boot(self, mode: Reset) -> Booted:
+    async def _boot(self, mode: Reset, *, chosen: bool = True) -> Booted:
+        """Boot it so that it can be reset; unless that way was chosen, refuse one that is not safe."""
         await self._end()
         started = time.monotonic()
         self._starts += 1
@@ -196,6 +198,8 @@ class SharedMachine:
         )
         try:
             booted = await self._start(self.launcher(start), [directory], mode)
+            if mode in {"memory", "clone"} and not chosen:
+                await refuse_outside(booted.vm)
             if mode == "disks":
                 await resets.keep_disks(booted)
             await self._await_ready(booted)
@@ -338,6 +342,11 @@ async def shared_machine(
 
 def _line(error: BaseException) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def _why(reasons: Mapping[str, Sequence[str]]) -> list[str]:
+    """Why faster ways were not chosen, a text for each reason."""
+    return [f"not {', '.join(modes)}: {reason}" for reason, modes in reasons.items()]
 
 
 def _why_again(error: BaseException) -> str:

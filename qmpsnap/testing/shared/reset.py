@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from qmpsnap.errors import MachineDiffers
-from qmpsnap.testing.shared import leftovers
+from qmpsnap.testing.shared import leftovers, memory_only
 from qmpsnap.testing.shared.standing import Reset, Standing, differences, pictures
 from qmpsnap.vm import VM
 
@@ -46,6 +46,7 @@ class Booted:
         wakes: Whether the guest's clock and random seed are those of a checkpoint.
         busy: Monitors to which a client of an earlier test is still connected, and who that is.
         chains: A picture of the chains when the test began.
+        store: The file of its memory, if it has no disk to write to; else "".
     """
 
     vm: VM
@@ -60,6 +61,7 @@ class Booted:
     wakes: bool = False
     busy: dict[str, str] = field(default_factory=dict)
     chains: str = ""
+    store: str = ""
 
 
 async def keep_disks(booted: Booted) -> None:
@@ -70,7 +72,12 @@ async def keep_disks(booted: Booted) -> None:
 
 async def keep_memory(booted: Booted) -> None:
     """Take a checkpoint of a guest that is ready."""
-    await booted.vm.checkpoint(READY, mode="in-place", memory=booted.directory / "ready.vmstate.qcow2")
+    file = booted.directory / "ready.vmstate.qcow2"
+    if (await booted.vm.graph()).writable():
+        await booted.vm.checkpoint(READY, mode="in-place", memory=file)
+    else:
+        await memory_only.save(booted.vm, str(file))
+        booted.store = str(file)
 
 
 async def note(booted: Booted) -> None:
@@ -97,7 +104,7 @@ async def put_back(booted: Booted) -> None:
     leftovers.put_back_records(records, booted.records)
     await leftovers.resume(vm)
     name = READY if booted.mode == "memory" else START
-    await vm.revert(name)
+    await (memory_only.load(vm, booted.store) if booted.store else vm.revert(name))
     graph = await leftovers.drop_nodes(vm, booted.standing.nodes)
     await leftovers.resume(vm)
     changes = [
