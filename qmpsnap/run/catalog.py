@@ -32,7 +32,8 @@ from qmpsnap.run.image_headers import file_mark, marks_in
 from qmpsnap.run.log import get_logger
 from qmpsnap.run.os_errors import unusable
 from qmpsnap.run.record_directories import link, link_all, remove_empty, sync_all, unlink_all, within
-from qmpsnap.run.record_search import find_record, names_of, open_trusted, others_near
+from qmpsnap.run.record_reading import open_trusted
+from qmpsnap.run.record_search import find_record, names_of, others_near
 from qmpsnap.run.safe_open import create_file
 from qmpsnap.run.unfinished_records import lock_unfinished, remove_unfinished, unfinished_name
 

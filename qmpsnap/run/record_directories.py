@@ -18,7 +18,8 @@ from qmpsnap.model.record import MomentRecord, elsewhere
 from qmpsnap.run.disk import sync_directory
 from qmpsnap.run.log import get_logger
 from qmpsnap.run.os_errors import reason
-from qmpsnap.run.record_search import link_name, open_trusted
+from qmpsnap.run.record_reading import open_trusted
+from qmpsnap.run.record_search import link_name
 
 _log = get_logger("qmpsnap.run")
 _ENTRIES = 8  # how often a directory is created again if others remove it meanwhile

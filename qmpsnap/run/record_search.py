@@ -5,9 +5,6 @@ read. A directory may hold links to others: beside the base image of another dis
 beside a base image that its disk no longer has (docs/decisions/finding-records.md). Where another program has
 taken the base image away, there is no link: directories of records that lie in the same place are searched,
 too, but only for moments that a key leads to.
-
-A directory that another user owns or may write to is not read, because files named in a record are removed
-later.
 """
 
 # Descriptors need os, and paths stay as QEMU spells them:
@@ -15,59 +12,29 @@ later.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import random
 import re
-import stat
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import TypeVar
 
-from msgspec.structs import replace
-
 from qmpsnap.model.names import digest, is_state_directory, layer_key
 from qmpsnap.model.record import IntentRecord, MomentRecord, Record, keys_of
-from qmpsnap.model.record_file import from_json
 from qmpsnap.run.os_errors import reason
-from qmpsnap.run.safe_open import open_directory, open_file
+from qmpsnap.run.record_reading import ReadBefore, open_trusted, read_record
 
-_LONGEST = 16 << 20  # bytes of a record: fifty disks, two hundred layers each, at long paths
 _RECORD = re.compile(r"(intent|moment)-.*\.json", re.DOTALL)
 _LINK = "elsewhere-"
 _LISTINGS = 5  # how often records are listed while others give them names with other keys
 _DIRECTORIES = 64  # beyond how many no link is followed: those that it leads to may hold others
-
-_KEPT = 4096  # records that are kept in memory
 
 _Leading = tuple[MomentRecord, frozenset[str]]
 """A moment's record, and the layers that go on from it, with their marks."""
 
 _R = TypeVar("_R", IntentRecord, MomentRecord)
 _T = TypeVar("_T")
-
-
-class ReadBefore:
-    """Records of moments that have been read: each is written under a new inode, and never changed."""
-
-    def __init__(self) -> None:
-        self._records: dict[tuple[str, str], tuple[tuple[int, ...], MomentRecord]] = {}
-
-    def get(self, directory: str, name: str, status: os.stat_result) -> MomentRecord | None:
-        """The record under that name, if it is still the same file."""
-        identity, record = self._records.get((directory, name), ((), None))
-        return record if identity == _identity(status) else None
-
-    def put(self, directory: str, name: str, status: os.stat_result, record: MomentRecord) -> None:
-        """Keep a record; of the many thousands that no machine has, the oldest go."""
-        if len(self._records) >= _KEPT:
-            del self._records[next(iter(self._records))]
-        self._records[directory, name] = _identity(status), record
-
-
-def _identity(status: os.stat_result) -> tuple[int, ...]:
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 class _Listing:
@@ -181,7 +148,7 @@ def _read_all(
             seen |= pending
             for directory, name in pending:
                 try:
-                    read[directory, name] = _read(opened[directory][0], name, directory, before)
+                    read[directory, name] = read_record(opened[directory][0], name, directory, before)
                 except FileNotFoundError:
                     if not passing_over:
                         raise
@@ -227,7 +194,7 @@ def _find(directory: str, record_id: str, kind: type[_R], *, passing_over: bool)
             if record_id not in name or not _RECORD.fullmatch(name):
                 continue
             try:
-                record = _read(descriptor, name, directory)
+                record = read_record(descriptor, name, directory)
             except FileNotFoundError:
                 if moment and not passing_over:
                     raise
@@ -261,28 +228,12 @@ def others_near(record: MomentRecord, descriptor: int, *, sample: int) -> dict[s
     others = {}
     for name in near.union(random.sample(listing.moments, min(sample, len(listing.moments)))):
         try:
-            other = _read(descriptor, name, record.directory)
+            other = read_record(descriptor, name, record.directory)
         except (OSError, ValueError):
             continue
         if isinstance(other, MomentRecord) and other.id != record.id:
             others[name] = other
     return others
-
-
-def open_trusted(directory: str) -> int:
-    """Open a directory of records; the descriptor is the caller's to close.
-
-    Raises:
-        ValueError: When others may write to it.
-        OSError: When it cannot be opened.
-    """
-    descriptor = open_directory(directory, follow=False)
-    try:
-        _trust(os.fstat(descriptor))
-    except ValueError:
-        os.close(descriptor)
-        raise
-    return descriptor
 
 
 def link_name(directory: str) -> str:
@@ -381,43 +332,3 @@ class _Reached:
             self._layers |= layers
             self._going_on |= going_on
         return more
-
-
-def _read(descriptor: int, name: str, directory: str, before: ReadBefore | None = None) -> Record:
-    if before is not None and name.startswith("moment-"):
-        known = before.get(directory, name, status := os.stat(name, dir_fd=descriptor, follow_symlinks=False))
-        if known is not None:
-            _trust(status)
-            return known
-    with os.fdopen(open_file(name, directory=descriptor), "rb") as file:
-        status = os.fstat(file.fileno())
-        _trust(status)
-        if status.st_size > _LONGEST:
-            raise ValueError(f"{status.st_size} bytes are too large for a record")
-        record = from_json(file.read(_LONGEST).decode("utf-8"), directory=directory)
-        if isinstance(record, IntentRecord):
-            record = replace(record, live=_is_locked(file.fileno()))
-    # A client that was killed may have changed the keys in the name, and not the record.
-    if not name.startswith(record.prefix if isinstance(record, MomentRecord) else record.file_name):
-        raise ValueError(f"holds the record {record.file_name!r}")
-    if before is not None and isinstance(record, MomentRecord):
-        before.put(directory, name, status, record)
-    return record
-
-
-def _is_locked(descriptor: int) -> bool:
-    """Whether another client holds an exclusive lock on the file."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False
-
-
-def _trust(status: os.stat_result) -> None:
-    if status.st_uid not in {0, os.geteuid()}:
-        raise ValueError(f"belongs to the user {status.st_uid}, so it is not trusted")
-    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise ValueError("others may write to it, so it is not trusted")

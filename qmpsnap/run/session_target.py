@@ -50,7 +50,7 @@ from qmpsnap.run.peer_access import barred
 from qmpsnap.run.performer import Performer
 from qmpsnap.run.process_paths import same_directory
 from qmpsnap.run.query_guard import QueryGuard
-from qmpsnap.run.record_search import ReadBefore
+from qmpsnap.run.record_reading import ReadBefore
 from qmpsnap.run.session import Event, Session
 from qmpsnap.run.target import Progress, Watch
 

@@ -27,7 +27,8 @@ from qmpsnap.run.image_headers import file_mark, has_luks, header_with_status, m
 from qmpsnap.run.keeper_state import state_of
 from qmpsnap.run.memory_files import find_state_files
 from qmpsnap.run.os_errors import hint, reason
-from qmpsnap.run.record_search import ReadBefore, read_records
+from qmpsnap.run.record_reading import ReadBefore
+from qmpsnap.run.record_search import read_records
 from qmpsnap.run.safe_open import WrongKind, open_block
 from qmpsnap.run.view_lock import held
 

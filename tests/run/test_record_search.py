@@ -10,7 +10,8 @@ from qmpsnap.model.empty_image import empty_qcow2
 from qmpsnap.model.record import IntentRecord, MomentRecord
 from qmpsnap.model.record_file import to_json
 from qmpsnap.run.catalog import Catalog
-from qmpsnap.run.record_search import ReadBefore, link_name, read_records
+from qmpsnap.run.record_reading import ReadBefore
+from qmpsnap.run.record_search import link_name, read_records
 from tests.model.records import overlaying, stages
 
 if TYPE_CHECKING:
