@@ -61,6 +61,8 @@ class AgentShell(Shell):
     async def execute(self, script: str, *, limit: float = 30.0, most: int = MIB) -> Ran:
         """Run a shell script as `Shell.execute` says, as the user of the agent, usually root.
 
+        The agent runs several at once: what a cancelled call has left running goes on beside the next.
+
         QGA: guest-exec, guest-exec-status.
         """
         check_script(script)

@@ -74,7 +74,8 @@ class Shell(ABC):
     async def execute(self, script: str, *, limit: float = 30.0, most: int = MIB) -> Ran:
         """Run a shell script in the guest, and return how it ended, whatever its status is.
 
-        stdin is empty. A cancelled call leaves the script running; the next call waits for its end.
+        stdin is empty. A cancelled call leaves the script running; the next call waits for its end, except
+        with an `AgentShell`.
 
         Args:
             script: For the guest's sh; at most 100 KiB, without NUL and EOT.
