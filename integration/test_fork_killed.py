@@ -56,14 +56,26 @@ def kind(printed):
     return "merge" if "commit-pivot" in printed[0] else "fork"
 
 
-def programs_on(place):
-    """Ids of the processes that have the directory in their arguments; they die just after their client."""
+def programs_on(place, running):
+    """Ids of processes that have something of the fork open, or named: they end just after their client.
+
+    So does one that the client was starting, which has the client's locks until it runs its own program.
+    """
     found = []
-    for arguments in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):
-            if str(place).encode() in arguments.read_bytes():
-                found.append(arguments.parent.name)
+    for process in Path("/proc").glob("[0-9]*"):
+        if process.name not in {str(os.getpid()), str(running.pid)}:
+            with contextlib.suppress(OSError):
+                names = [*opened(process), (process / "cmdline").read_text(errors="replace")]
+                if any(str(place) in name or f"{running.folder}/a/" in name for name in names):
+                    found.append(process.name)
     return found
+
+
+def opened(process):
+    """Names of the files that a process has open."""
+    for link in (process / "fd").iterdir():
+        with contextlib.suppress(OSError):
+            yield str(link.readlink())
 
 
 @pytest.fixture
@@ -87,7 +99,9 @@ def test_killed_client_of_a_fork_leaves_what_jobs_shows_and_its_commands_mend(
         for point in range(step // 2, 180, step):
             running.write("vda", point + 1, 6 * MIB, 64 * KIB)
             ended = give(socket=running.socket, qemu=qemu.version, fork="", point=point)
-            wait_for(lambda: not programs_on(scratch), "the end of the helper and the child", limit=30)
+            wait_for(
+                lambda: not programs_on(scratch, running), "the end of the helper and the child", limit=30
+            )
             memory = re.findall(r'"vm_state_file": ?"(/[^"]+)"', "".join(jobs.run("--json", "list")))
             printed = jobs.mend()
             assert diagnosis.look() == ([], 0), diagnosis.text

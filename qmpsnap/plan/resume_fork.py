@@ -13,9 +13,10 @@ from dataclasses import replace
 
 from msgspec import structs
 
-from qmpsnap.errors import Busy
+from qmpsnap.errors import Busy, StillNeeded
 from qmpsnap.model.files import Ask, Files
 from qmpsnap.model.graph import Graph
+from qmpsnap.model.hints import command
 from qmpsnap.model.interrupted import FORK, is_of_fork
 from qmpsnap.model.kept_state import KeptState
 from qmpsnap.model.moments import Moment, find_moments
@@ -161,6 +162,15 @@ def _recorded(record: IntentRecord, scene: GuestScene) -> Plan:
 def _deletion(moment: Moment, scene: Scene) -> Plan:
     """The plan that deletes the checkpoint, and what else the fork has left."""
     deleted = without_abandoned(delete.plan(Delete(moment.name, down=True), [moment], scene), scene.files)
+    stays = [part for part in moment.held if part.in_chain and not part.invalid]
+    if len(deleted.jobs) < len(stays):
+        notes = [note for part in deleted.parts for note in part.notes]
+        raise StillNeeded(
+            f"the overlays of {moment.name!r} cannot be merged: {'; '.join(notes)}",
+            by=(),
+            hint="try again once what needs the layers has ended; to delete the name alone: "
+            f"{command('delete', moment.name)}",
+        )
     temporary = _temporary(moment.record.state if moment.record is not None else None, scene.files)
     return replace(deleted, stages=(temporary, *deleted.stages))
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import pytest
 from msgspec.structs import replace
 
-from qmpsnap.errors import Busy, NotFound
+from qmpsnap.errors import Busy, NotFound, StillNeeded
 from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.interrupted import is_of_fork
 from qmpsnap.model.record import IntentRecord, moment_of
@@ -77,6 +77,15 @@ async def test_fork_whose_client_is_at_work_is_neither_shown_nor_taken_back() ->
         await vm.jobs.plan(record.id)
     fake.files.readers = frozenset({("/images/base.qcow2", "another")})
     assert [one.id for one in await vm.jobs.interrupted()] == [record.id]
+
+
+async def test_fork_whose_layer_something_else_needs_is_not_taken_back_in_name_only() -> None:
+    fake = left()
+    fake.files.put("/images/other.qcow2", backing="/images/s1.qcow2")
+    vm = vm_of(fake)
+    (shown,) = await vm.jobs.interrupted()
+    with pytest.raises(StillNeeded, match=r"/images/other\.qcow2 is based on it"):
+        await vm.jobs.plan(shown.id)
 
 
 async def test_fork_is_not_shown_while_another_operation_on_its_chain_has_to_be_ended_first() -> None:
