@@ -98,7 +98,7 @@ def test_killed_client_of_a_fork_leaves_what_jobs_shows_and_its_commands_mend(
         before, (chain, *_) = listing(running.folder), jobs.run("chain")
         for point in range(step // 2, 180, step):
             running.write("vda", point + 1, 6 * MIB, 64 * KIB)
-            ended = give(socket=running.socket, qemu=qemu.version, fork="", point=point)
+            ended = give(socket=running.socket, qemu=qemu.version, fork=str(scratch), point=point)
             wait_for(
                 lambda: not programs_on(scratch, running), "the end of the helper and the child", limit=30
             )

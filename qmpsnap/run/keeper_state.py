@@ -23,6 +23,7 @@ from qmpsnap.run.safe_open import open_directory, open_file
 from qmpsnap.run.template_files import read_template
 
 _LOCK_SECONDS: Final = 5.0
+_LOOK_SECONDS: Final = 0.3
 
 
 def claim(file: str) -> int | None:
@@ -71,12 +72,24 @@ def state_of(file: str, owner: KeptFor) -> KeeperState:
         return "needed"
     match owner.kind:
         case "fork":
-            # Its private directory: an image that was created just now may not be locked yet.
-            return "needed" if is_locked(posixpath.dirname(owner.directory)) else "left"
+            return "needed" if _at_work(file, posixpath.dirname(owner.directory)) else "left"
         case "clone":
             return "needed" if os.path.isdir(owner.directory) else "gone"
         case "template":
             return _of_template(file, owner.directory)
+
+
+def _at_work(file: str, directory: str) -> bool:
+    """Whether a process has locked the directory that is to lock the image, which it has just created.
+
+    A process that removes an abandoned directory locks that for a moment, too.
+    """
+    ends = time.monotonic() + _LOOK_SECONDS
+    while is_locked(directory):
+        if is_claimed(file) or time.monotonic() > ends:
+            return True
+        time.sleep(0.01)  # no event tells when a lock is released
+    return False
 
 
 def is_locked(directory: str) -> bool:
@@ -117,7 +130,7 @@ def _of_template(file: str, directory: str) -> KeeperState:
         partial = partial_directory(directory)
         if not os.path.isdir(partial):
             return "gone"
-        return "needed" if is_locked(partial) else "left"
+        return "needed" if _at_work(file, partial) else "left"
     except InvalidTarget:
         return "needed"
     names = {os.path.basename(keeper) for keeper in record.keepers}

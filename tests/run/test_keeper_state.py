@@ -40,6 +40,15 @@ def test_image_of_a_fork_is_needed_while_its_directory_is_locked(tmp_path: Path)
     assert state_of(file, owner) == "left"
 
 
+def test_image_of_a_fork_is_left_although_another_process_is_removing_its_directory(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    locked = iter([True, True, False])
+    monkeypatch.setattr("qmpsnap.run.keeper_state.is_locked", lambda _: next(locked))
+    monkeypatch.setattr("qmpsnap.run.keeper_state._LOOK_SECONDS", 60.0)
+    assert state_of(beside(tmp_path), KeptFor("fork", str(tmp_path / "scratch" / "template"))) == "left"
+
+
 def test_image_that_another_process_keeps_locked_is_not_waited_for_without_a_limit(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
