@@ -26,9 +26,7 @@ _HINT: Final = (
 _BUSYBOXES: Final = ("/bin/busybox", "/usr/bin/busybox", "/usr/local/bin/busybox")
 # Self-tests of the kernel's ciphers take a quarter of a second of the boot under TCG. On a host with too few
 # processors for its load, TCG delivers the timer's interrupts so late that the kernel's test of them panics.
-# Memory that is zero when it is free is not saved: a checkpoint of a guest that has just booted has 54 MiB
-# instead of 93, and is loaded in two thirds of the time.
-_KERNEL_ARGUMENTS: Final = "console=ttyS0 quiet cryptomgr.notests no_timer_check init_on_free=1"
+_KERNEL_ARGUMENTS: Final = "console=ttyS0 quiet cryptomgr.notests no_timer_check"
 
 
 @dataclass(frozen=True, slots=True)
