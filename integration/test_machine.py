@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import time
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, nullcontext
 
 import anyio
 import pytest
@@ -84,6 +84,14 @@ async def test_guest_that_does_not_heed_its_power_button_has_its_limit(qemu, tmp
         before = time.monotonic()
         assert await vm.poweroff(limit=0.2) == "quit"
         assert 0.2 <= time.monotonic() - before < SOON
+
+
+async def test_end_by_sigterm_is_not_taken_for_the_guest_s_where_the_event_comes_late(
+    qemu, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(qmpsnap.LaunchedVM, "events", lambda *_: nullcontext())
+    async with qmpsnap.launch(described(qemu, tmp_path, arguments=())) as vm:
+        assert await vm.poweroff(limit=0.01) == "quit"
 
 
 async def test_ten_machines_at_once_have_each_their_own_console_port_and_monitor(qemu, tmp_path):

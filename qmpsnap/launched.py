@@ -137,7 +137,7 @@ class LaunchedVM(VM):
             with anyio.move_on_after(limit):
                 if self.exit_status is None and await self._ask_guest(ask):
                     await self._wait_off(shutdown)
-            if self.exit_status is None:
+            if terminated := self.exit_status is None:
                 self._process.terminate()
                 with anyio.move_on_after(_QUIT_LIMIT):
                     await self.wait_ended()
@@ -145,7 +145,9 @@ class LaunchedVM(VM):
             self._process.kill()
             await self.wait_ended()
             return "killed"
-        return "quit" if reasons and not reasons[0] else "powered-off"
+        # The event may be read only after the end of the process is known.
+        by_guest = reasons[0] if reasons else not terminated
+        return "powered-off" if by_guest else "quit"
 
     async def _ask_guest(self, ask: Callable[[], Awaitable[object]] | None) -> bool:
         """Ask the guest to power off; return False if it is not running or cannot be asked."""
