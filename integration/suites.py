@@ -33,6 +33,19 @@ def pytest_collection_modifyitems(items):
         random.Random(len(items)).shuffle(items)
 """
 
+# A machine without a guest: QEMU alone is there at once.
+BARE = """
+import pytest, qmpsnap, time
+
+@pytest.fixture(scope="session")
+def qmpsnap_machine():
+    return qmpsnap.Machine(disks=[qmpsnap.MachineDisk(name="vda", file="BASE")])
+
+@pytest.fixture(scope="session")
+def qmpsnap_disks():
+    return {}
+"""
+
 
 @dataclass
 class Ended:

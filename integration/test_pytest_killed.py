@@ -10,20 +10,12 @@ import pytest
 
 from integration.known_images import QEMUS
 from integration.machines import wait_for
-from integration.suites import NOTHING, Suite
+from integration.suites import BARE, NOTHING, Suite
 
 pytestmark = pytest.mark.timeout(300)
 
 WAITS = """
-import os, pathlib, pytest, qmpsnap, time
-
-@pytest.fixture(scope="session")
-def qmpsnap_machine():
-    return qmpsnap.Machine(disks=[qmpsnap.MachineDisk(name="vda", file="BASE")])
-
-@pytest.fixture(scope="session")
-def qmpsnap_disks():
-    return {}
+import os, pathlib
 
 @pytest.mark.parametrize("number", range(2))
 def test_waits(vm, number):
@@ -58,7 +50,7 @@ def is_there(process):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_nothing_is_left_when_the_controller_of_two_workers_is_ended_by_a_signal(suite, number):
-    with suite.start(WAITS, "-n", "2") as process:
+    with suite.start(BARE + WAITS, "-n", "2") as process:
         processes = [one for test in range(2) for one in begun(suite, test)]
         assert len(set(processes)) == 4
         process.send_signal(number)
@@ -68,7 +60,7 @@ def test_nothing_is_left_when_the_controller_of_two_workers_is_ended_by_a_signal
 
 
 def test_qemu_of_a_worker_that_is_killed_goes_with_it_and_the_other_worker_s_stays(suite):
-    with suite.start(WAITS, "-n", "2") as process:
+    with suite.start(BARE + WAITS, "-n", "2") as process:
         (killed, its_qemu), (other, other_qemu) = (begun(suite, test) for test in range(2))
         os.kill(killed, signal.SIGKILL)
         wait_for(lambda: not is_there(its_qemu), "the end of the killed worker's QEMU", limit=SOON)

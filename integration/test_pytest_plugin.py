@@ -12,7 +12,7 @@ import pytest
 
 from integration.cli import ROOT
 from integration.known_images import QEMUS
-from integration.suites import NOTHING, Suite
+from integration.suites import BARE, NOTHING, Suite
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -141,18 +141,6 @@ def test_fails(vm):
 """
 )
 
-# A machine without a guest: QEMU alone is there at once.
-BARE = """
-import pytest, qmpsnap, time
-
-@pytest.fixture(scope="session")
-def qmpsnap_machine():
-    return qmpsnap.Machine(disks=[qmpsnap.MachineDisk(name="vda", file="BASE")])
-
-@pytest.fixture(scope="session")
-def qmpsnap_disks():
-    return {}
-"""
 WAITS = """
 def test_waits(vm):
     print("begun", vm.pid, flush=True)

@@ -86,7 +86,7 @@ class Own:
         self.plan = plan
         self.done: Done | None = None
         self._vm = vm
-        self._stays = False  # whether there is anything of it to delete
+        self._to_delete = False  # whether the end deletes it
         self._covered = anyio.Event()
         self._complete = anyio.Event()
         self._state: KeptState | None = None
@@ -99,12 +99,12 @@ class Own:
         except QmpsnapError as error:
             if error.changed is Changed.YES and not isinstance(error, LinkLost):  # its overlays were put on
                 error.changed, error.left = Changed.NO, ()  # unless it stays
-                self._stays = True
+                self._to_delete = True
             raise
         except BaseException:  # once its overlays were there it may be complete nevertheless
-            self._stays = True
+            self._to_delete = True
             raise
-        self._stays = True
+        self._to_delete = True
         self._complete.set()
         return self.done
 
@@ -151,11 +151,11 @@ class Own:
 
     def keep(self) -> None:
         """Leave it there at the end of the block."""
-        self._stays = False
+        self._to_delete = False
 
     async def end(self, error: BaseException | None) -> None:
         """Delete it if it is there, as `take_back` does."""
-        if self._stays:
+        if self._to_delete:
             await take_back(self._vm, self.name, self.plan, error)
 
     async def _take(self) -> Done:

@@ -13,9 +13,7 @@ belongs to the open file: it goes with the client, however that ends.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
-import time
 from collections.abc import AsyncIterator, Collection
 from datetime import datetime, timedelta
 from functools import partial
@@ -31,6 +29,7 @@ from qmpsnap.run.disk import in_thread, rename_exclusively, sync_directory
 from qmpsnap.run.image_headers import file_mark, marks_in
 from qmpsnap.run.log import get_logger
 from qmpsnap.run.os_errors import unusable
+from qmpsnap.run.patient_lock import lock
 from qmpsnap.run.record_directories import link, link_all, remove_empty, sync_all, unlink_all, within
 from qmpsnap.run.record_reading import open_trusted
 from qmpsnap.run.record_search import find_record, names_of, others_near
@@ -228,17 +227,12 @@ def _lock(directory: str) -> int | None:
         descriptor = open_trusted(directory)
     except (FileNotFoundError, ValueError):
         return None
-    ends = time.monotonic() + _LOCK_SECONDS
-    while True:  # whoever may read the directory may hold the lock, so nobody waits for it without a limit
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > ends:
-                os.close(descriptor)
-                raise
-            time.sleep(0.01)
-        else:
-            return descriptor
+    try:
+        lock(descriptor, _LOCK_SECONDS)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 def _sweep(moment: MomentRecord, descriptor: int) -> None:

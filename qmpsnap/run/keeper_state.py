@@ -19,6 +19,7 @@ from typing import Final
 from qmpsnap.errors import InvalidTarget, NotFound
 from qmpsnap.model.keeper import KeeperState, KeptFor
 from qmpsnap.model.template import partial_directory
+from qmpsnap.run.patient_lock import lock
 from qmpsnap.run.safe_open import open_directory, open_file
 from qmpsnap.run.template_files import read_template
 
@@ -40,30 +41,16 @@ def claim(file: str) -> int | None:
     except FileNotFoundError:
         return None
     try:
-        _lock(descriptor)
-    except TimeoutError:
+        lock(descriptor, _LOCK_SECONDS)  # who looks at it holds a lock for an instant
+    except BlockingIOError as error:
         os.close(descriptor)
-        raise
+        raise TimeoutError(errno.ETIMEDOUT, "another process has locked it") from error
     except OSError:  # no locks here, where nobody takes it for abandoned either
         return descriptor
     if os.fstat(descriptor).st_nlink:
         return descriptor
     os.close(descriptor)
     return None
-
-
-def _lock(descriptor: int) -> None:
-    """Lock the file; who looks at it holds a lock for an instant, which is waited for."""
-    ends = time.monotonic() + _LOCK_SECONDS
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            if time.monotonic() > ends:
-                raise TimeoutError(errno.ETIMEDOUT, "another process has locked it") from error
-            time.sleep(0.01)  # no event tells when a lock is released
-        else:
-            return
 
 
 def state_of(file: str, owner: KeptFor) -> KeeperState:

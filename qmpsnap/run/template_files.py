@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import re
 import stat
-import time
 from collections.abc import Iterable
 
 from qmpsnap.errors import Changed, InvalidTarget, NotFound, TargetExists
@@ -34,6 +32,7 @@ from qmpsnap.model.template import (
 from qmpsnap.run.disk import sync_directory
 from qmpsnap.run.lock_holders import user_of
 from qmpsnap.run.os_errors import reason, unusable
+from qmpsnap.run.patient_lock import lock
 from qmpsnap.run.safe_open import create_file, open_directory, open_file, remove_tree
 
 _SLACK = 1 << 24  # bytes: the devices' state, and the record
@@ -228,20 +227,12 @@ def remove_partial(directory: str) -> bool:
 def _locked(path: str) -> int:
     """Lock a directory until the descriptor is closed; who only looks at it locks it for an instant."""
     descriptor = open_directory(path, follow=False)
-    ends = time.monotonic() + _LOOK_SECONDS
     try:
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if time.monotonic() > ends:
-                    raise
-                time.sleep(0.01)  # no event tells when a lock is released
-            else:
-                return descriptor
+        lock(descriptor, _LOOK_SECONDS)
     except BaseException:
         os.close(descriptor)
         raise
+    return descriptor
 
 
 def _locked_ours(path: str, directory: str) -> int:

@@ -92,9 +92,8 @@ def state_missing(facts: Facts) -> Iterator[Case]:
     """A checkpoint whose file of VM state is missing."""
     for moment in facts.moments.moments:
         file = moment.vm_state_file
-        of_fork = moment.record is not None and is_of_fork(
-            moment.record.id
-        )  # which deletes it before the rest
+        # A fork's checkpoint is deleted before the rest.
+        of_fork = moment.record is not None and is_of_fork(moment.record.id)
         if file in facts.missing and not of_fork:
             yield Case(
                 moment.name,
