@@ -16,6 +16,7 @@ from integration.cli import Cli
 from integration.machines import CHEAP, blockdev, listing
 
 pytestmark = pytest.mark.timeout(90)
+BY_FORK = ["create-images", "start-helper", "write-state", "start-children", "end-children"]
 
 
 def script(qemu, folder, *, run="exec"):
@@ -50,6 +51,15 @@ def test_template_clone_and_fork_run_until_ctrl_c(qemu, images, machine, tmp_pat
         sent = [line.split('"execute": ')[1] for line in plan.out.splitlines() if '"execute": ' in line]
         assert any("background-snapshot" in line for line in sent)
         assert f'start-helper {{"checkpoint": "t1", "memory": "{tmp_path}/t1/memory"}}' in plan.out
+        files = listing(tmp_path)
+        plan = cli("--launcher", start, "--json", "fork", "2", "-n")
+        assert (plan.code, plan.json["changed"], listing(tmp_path)) == (0, False, files), plan.err
+        sent = [step["command"] for step in plan.json["plan"]["steps"] if step["on"] == "qmp"]
+        assert {"stop", "transaction", "migrate", "cont"} <= {*sent}
+        assert [step["command"] for step in plan.json["plan"]["then"]] == [*BY_FORK, "delete-checkpoint"]
+        assert plan.json["plan"]["then"][3]["arguments"]["number"] == 2
+        (overlay,) = {files[0] for files in plan.json["plan"]["after"].values()}
+        assert re.fullmatch(rf"{tmp_path}/base\.fork-[0-9a-f]{{8}}\.qcow2", overlay)
         wrapper = script(qemu, tmp_path, run="command")  # a shell with QEMU as its child
         before = listing(tmp_path)
         with cli.start("--launcher", wrapper, "--json", "fork", "2") as process:
@@ -130,6 +140,11 @@ def test_fork_of_a_checkpoint_whose_client_is_killed_leaves_what_jobs_says_how_t
         cli = Cli(running)
         assert cli("checkpoint", "c1", "--mode", "in-place").code == 0
         before = listing(tmp_path)
+        plan = cli("--launcher", start, "--json", "fork", "1", "--of", "c1", "-n")
+        assert [step["command"] for step in plan.json["plan"]["steps"]] == BY_FORK
+        absent = cli("--launcher", start, "fork", "1", "--of", "c2", "-n")
+        assert (absent.code, listing(tmp_path)) == (3, before), absent.err
+        assert "no snapshot 'c2'" in absent.err
         with forked(running, start, "--of", "c1"):
             assert cli("-s", second, "jobs").out == "no jobs\n"
         first, file, way = cli("jobs").out.splitlines()

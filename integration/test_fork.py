@@ -16,7 +16,7 @@ import pytest
 
 import qmpsnap
 from integration.known_images import KIB, MIB, content, overwritten
-from integration.machines import CHEAP, SOON, blockdev, listing
+from integration.machines import CHEAP, SOON, blockdev, listing, traced
 from qmpsnap.errors import (
     Changed,
     ConnectFailed,
@@ -99,6 +99,22 @@ async def test_child_that_cannot_be_started_says_why_and_the_others_live(qemu, i
                 raise AssertionError
         assert [name for name in listing(tmp_path) if "fork" in name or "run-" in name] == []
         assert set(before) - set(listing(tmp_path)) == set()
+
+
+async def test_memory_that_no_clone_can_have_is_refused_before_anything_is_changed(qemu, images, tmp_path):
+    vda = images("base")
+    argv = [qemu.system, *CHEAP, *blockdev("vda", vda.active)]
+    argv += ["-object", "memory-backend-ram,id=mem,size=64M", "-machine", "memory-backend=mem"]
+    async with qmpsnap.launch([word for word in map(str, argv) if word != "-S"]) as vm:
+        before = listing(tmp_path)
+        with traced(vm) as sent:
+            with pytest.raises(Unsupported, match="which is the object 'mem'") as caught:
+                async with vm.fork(1, directory=tmp_path):
+                    raise AssertionError
+            assert "memory-backend=pc.ram and an object of that id" in caught.value.hint
+            with pytest.raises(Unsupported, match="which is the object 'mem'"):
+                await vm.freeze_template(tmp_path / "t1")
+        assert (sent, listing(tmp_path)) == ([], before)
 
 
 async def end_in_a_fork(vm):

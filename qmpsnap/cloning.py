@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Generic
 
-from qmpsnap.errors import CommandFailed, MachineDiffers
+from qmpsnap.errors import CommandFailed, MachineDiffers, Unsupported
 from qmpsnap.helper import throwaway
+from qmpsnap.model.parse_machine import parse_memory
 from qmpsnap.model.start import RAM_ID, GuestMemory, Start
 from qmpsnap.model.template import TemplateRecord
 from qmpsnap.model.view import DiskView
@@ -97,6 +98,36 @@ async def wake_clone(vm: M, wake: Waker[M] | None, *, of: str) -> None:
         Incomplete: When the hook raises an error, which is the cause.
     """
     await woken(vm, wake, what=f"the start of a clone of {of!r}", hint=ENDED)
+
+
+async def memory_of(vm: OneMachine) -> int:
+    """Return the size of a guest's memory in bytes; refuse memory that a template cannot hold.
+
+    Raises:
+        Unsupported: When it is an object with an id of its own, consists of several objects, or was extended
+            by plugged devices; when there is no guest.
+
+    QAPI: qom-get (qom.json), query-memory-size-summary (machine.json).
+    """
+    await vm.status()
+    found = str(await vm.execute("qom-get", {"path": "/machine", "property": "memory-backend"}))
+    name = posixpath.basename(found)
+    if name != RAM_ID:
+        where = f"the object {name!r}" if name else "in several objects"
+        raise Unsupported(
+            f"no clone can have the guest's memory, which is {where}",
+            feature="a clone of such memory",
+            hint=f"start the machine with -m alone, or with -machine memory-backend={RAM_ID} and an object "
+            "of that id",
+        )
+    memory = parse_memory(await vm.execute("query-memory-size-summary"))
+    if memory.plugged_memory:
+        raise Unsupported(
+            f"no clone can have the guest's memory, {memory.plugged_memory} bytes of which are plugged in",
+            feature="a clone of such memory",
+            hint="unplug them, or start the machine with as much memory (-m)",
+        )
+    return memory.base_memory
 
 
 async def refuse_other_memory(vm: OneMachine, memory: GuestMemory) -> None:

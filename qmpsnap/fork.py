@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Final, Generic
 
 import anyio
 
-from qmpsnap.cloning import resume, waiting, wake_clone
+from qmpsnap.cloning import memory_of, resume, waiting, wake_clone
 from qmpsnap.errors import QmpsnapError
 from qmpsnap.helper import source_of
-from qmpsnap.model.parse_machine import parse_memory
 from qmpsnap.model.start import GuestMemory
 from qmpsnap.model.view import DiskView
 from qmpsnap.one_machine import M, OneMachine, Starter
-from qmpsnap.own_checkpoint import Own, own
+from qmpsnap.own_checkpoint import Own, own, planned
+from qmpsnap.plan.plan import Plan
 from qmpsnap.run.disk import in_thread, made_in_thread
 from qmpsnap.run.fast_place import fast_place
 from qmpsnap.run.log import get_logger
@@ -179,17 +179,17 @@ async def fork(
         directory: Directory for the temporary files; "": the system's.
         wake: Called with each of them once its guest runs; None: no function.
     """
+    memory_bytes = await memory_of(vm)
     async with AsyncExitStack() as stack:
         temporary = await stack.enter_async_context(AsyncExitStack())
         place = await _scratch(temporary, directory)
-        fast = "" if directory else await _fast_place(vm)
+        fast = "" if directory else await _fast_place(memory_bytes)
         memory_place = await _scratch(temporary, fast) if fast else place
         children: Children[M] = Children(count)
         starter = _Fork(children, launcher, place.path, wake)
         checkpoint: Own | None = None
         if not of:
-            memory = posixpath.join(memory_place.path, "checkpoint") if fast else ""
-            name = f"{_PREFIX}{secrets.token_hex(4)}"
+            name, memory = _new_name(), _memory_in(memory_place) if fast else ""
             marks = Locks(name)
             stack.callback(marks.close)
             checkpoint = await stack.enter_async_context(own(vm, name, memory=memory, marks=marks))
@@ -224,19 +224,44 @@ async def fork(
             raise failure
 
 
-async def _scratch(stack: AsyncExitStack, directory: str) -> Scratch:
-    place = await made_in_thread(partial(Scratch, directory), Scratch.close)
+async def plan_fork(vm: OneMachine, *, of: str = "") -> Plan | None:
+    """Plan the checkpoint that a fork takes, and refuse what the fork would; None: `of` exists already.
+
+    Nothing is changed. The checkpoint of each fork has another name, and its memory another directory.
+
+    Args:
+        vm: The machine.
+        of: As for `fork`.
+    """
+    memory_bytes = await memory_of(vm)
+    if of:
+        await source_of(vm, of)
+        return None
+    fast = await _fast_place(memory_bytes)
+    if not fast:
+        return await planned(vm, _new_name(), fork=True)
+    async with AsyncExitStack() as stack:
+        place = await _scratch(stack, fast, sweeps=False)
+        return await planned(vm, _new_name(), memory=_memory_in(place), fork=True)
+
+
+def _new_name() -> str:
+    return f"{_PREFIX}{secrets.token_hex(4)}"
+
+
+def _memory_in(place: Scratch) -> str:
+    return posixpath.join(place.path, "checkpoint")
+
+
+async def _scratch(stack: AsyncExitStack, directory: str, *, sweeps: bool = True) -> Scratch:
+    place = await made_in_thread(partial(Scratch, directory, sweeps=sweeps), Scratch.close)
     stack.push_async_callback(_close_shielded, place)
     return place
 
 
-async def _fast_place(vm: OneMachine) -> str:
-    """A directory in the host's memory with room for the guest's memory twice; "" if there is none.
-
-    QAPI: query-memory-size-summary (machine.json).
-    """
-    memory = parse_memory(await vm.execute("query-memory-size-summary"))
-    return await in_thread(partial(fast_place, 2 * memory))
+async def _fast_place(memory_bytes: int) -> str:
+    """A directory in the host's memory with room for the guest's memory twice; "" if there is none."""
+    return await in_thread(partial(fast_place, 2 * memory_bytes))
 
 
 async def _close_shielded(place: Scratch) -> None:

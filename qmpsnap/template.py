@@ -13,16 +13,17 @@ from typing import Generic
 
 import anyio
 
-from qmpsnap.cloning import refuse_other_memory, resume, waiting, wake_clone
+from qmpsnap.cloning import memory_of, refuse_other_memory, resume, waiting, wake_clone
 from qmpsnap.errors import Busy, Changed, InvalidTarget, QmpsnapError
-from qmpsnap.helper import Source, choose_launcher, loaded
+from qmpsnap.helper import Source, choose_launcher, loaded, source_of
 from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.start import GuestMemory
 from qmpsnap.model.template import MEMORY, TemplateRecord
 from qmpsnap.model.view import DiskView
 from qmpsnap.one_machine import M, OneMachine, Starter
-from qmpsnap.own_checkpoint import own
+from qmpsnap.own_checkpoint import own, planned
 from qmpsnap.plan.intent import SaveDevices
+from qmpsnap.plan.plan import Plan
 from qmpsnap.run import template_files
 from qmpsnap.run.disk import in_thread, made_in_thread
 from qmpsnap.run.keepers import Keepers, keepers_of, remove_keepers, remove_left
@@ -239,6 +240,7 @@ async def freeze(
         keepers: As for `template_of`.
     """
     await in_thread(partial(template_files.refuse_place, directory))
+    await memory_of(vm)
     async with own(vm, name) as checkpoint:
         taken = await checkpoint.take()
         source = await checkpoint.source()
@@ -246,6 +248,22 @@ async def freeze(
         checkpoint.keep()
     frozen.taken = taken
     return frozen
+
+
+async def plan_template(vm: OneMachine, directory: str, name: str) -> Plan | None:
+    """Plan the checkpoint that is taken for a template, and refuse what `freeze` would; None: it exists.
+
+    Args:
+        vm: The machine.
+        directory: The directory; absolute.
+        name: Name of the checkpoint.
+    """
+    await in_thread(partial(template_files.refuse_place, directory))
+    if (await vm.moments()).named(name):
+        await source_of(vm, name)
+        return None
+    await memory_of(vm)
+    return await planned(vm, name)
 
 
 async def template_of(

@@ -930,8 +930,8 @@ class VM:
             TargetExists: When the directory exists, or a snapshot has the name.
             InvalidTarget: When the directory cannot be created, or there is too little space.
             NotFound: When no checkpoint is called `of`.
-            Unsupported: When the guest's memory cannot be saved, or is inside the images; when a layer is
-                encrypted or not a file.
+            Unsupported: When the guest's memory cannot be saved, is inside the images, or is an object with
+                another id than "pc.ram"; when a layer is encrypted or not a file.
             MachineDiffers: When the launcher starts another machine; `.differences` names how.
             Refused, TargetError: As `checkpoint` and the launcher do.
         """

@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from qmpsnap.cloning import refuse_other_memory
-from qmpsnap.errors import CommandFailed, MachineDiffers
+from qmpsnap.cloning import memory_of, refuse_other_memory
+from qmpsnap.errors import CommandFailed, MachineDiffers, Unsupported
 from qmpsnap.model.start import GuestMemory
 from tests.each import each
 
@@ -22,13 +22,20 @@ ANSWERS: dict[str, object] = {
 
 
 class Answering:
-    """A machine that answers qom-get alone."""
+    """A machine that answers qom-get, and how much memory it has."""
 
-    def __init__(self, answers: Mapping[str, object]) -> None:
+    def __init__(self, answers: Mapping[str, object], *, plugged: int = 0) -> None:
         self._answers = answers
+        self._memory = {"base-memory": 64 << 20, "plugged-memory": plugged}
 
-    async def execute(self, command: str, arguments: Mapping[str, str]) -> object:
-        assert command == "qom-get"
+    async def status(self) -> None:
+        """It has a guest."""
+
+    async def execute(self, command: str, arguments: Mapping[str, str] | None = None) -> object:
+        if command == "query-memory-size-summary":
+            return self._memory
+        assert (command, arguments is None) == ("qom-get", False)
+        assert arguments is not None
         asked = f"{arguments['path']} {arguments['property']}"
         if asked not in self._answers:
             raise CommandFailed(
@@ -59,3 +66,24 @@ async def test_memory_that_is_another_is_refused(changes: dict[str, object], sai
 async def test_memory_of_a_machine_without_an_object_is_refused() -> None:
     with pytest.raises(MachineDiffers, match="not found"):
         await refuse_other_memory(Answering({}), MEMORY)  # type: ignore[arg-type]
+
+
+@each("backend", ["/objects/pc.ram", "pc.ram"])
+async def test_size_of_memory_that_a_clone_can_have_is_returned(backend: str) -> None:
+    vm = Answering({"/machine memory-backend": backend})
+    assert await memory_of(vm) == 64 << 20  # type: ignore[arg-type]
+
+
+@each(
+    ("backend", "plugged", "said"),
+    [
+        ("/objects/mem", 0, "which is the object 'mem'"),
+        ("", 0, "which is in several objects"),
+        ("/objects/pc.ram", 128 << 20, "134217728 bytes of which are plugged in"),
+    ],
+)
+async def test_memory_that_no_clone_can_have_is_refused(backend: str, plugged: int, said: str) -> None:
+    vm = Answering({"/machine memory-backend": backend}, plugged=plugged)
+    with pytest.raises(Unsupported, match=said) as caught:
+        await memory_of(vm)  # type: ignore[arg-type]
+    assert "-m" in caught.value.hint

@@ -24,10 +24,14 @@ async def test_fork_ends_when_the_template_fails_before_a_child_has_begun(
         began((), None)
         raise NotFound("no checkpoint 'c1'")
 
+    async def memory_of(_: object) -> int:
+        return 64 << 20
+
     @asynccontextmanager
     async def waiting(*_: object, **__: object) -> AsyncIterator[None]:
         yield
 
+    monkeypatch.setattr(forks, "memory_of", memory_of)
     monkeypatch.setattr(forks, "source_of", source_of)
     monkeypatch.setattr(forks, "template_of", template_of)
     monkeypatch.setattr(forks, "waiting", waiting)

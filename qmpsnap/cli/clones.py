@@ -15,16 +15,17 @@ from qmpsnap.cli.options import FILE, MOMENT, dry_run
 from qmpsnap.cli.output import chain_lines, emit, json_line, start_lines
 from qmpsnap.cli.runner import NextStep, current_app, run, run_alone, show_plan, show_steps
 from qmpsnap.cli.signals import Signals
-from qmpsnap.fork import Child
+from qmpsnap.fork import Child, plan_fork
 from qmpsnap.model.graph import draw
 from qmpsnap.model.printable import printable
 from qmpsnap.model.units import size
-from qmpsnap.own_checkpoint import planned
+from qmpsnap.plan.intent import Checkpoint
 from qmpsnap.plan.plan import Plan
-from qmpsnap.template import Template
+from qmpsnap.template import Template, plan_template
 from qmpsnap.vm import VM
 
 _END = "running until Ctrl-C"
+_IMAGES: NextStep = ("create-images", {"beside": "each layer", "to-show": "that it is needed"}, "host")
 _ENDED = "all of them have ended; this machine writes to the same files as before:"
 
 
@@ -91,9 +92,9 @@ def _make(name: str, directory: str) -> None:
     launcher_given(app, "template")
 
     async def work(vm: VM, signals: Signals) -> Template[VM] | Plan | None:
-        exists = bool((await vm.moments()).named(name))
         if app.dry_run:
-            return None if exists else await planned(vm, name)
+            return await plan_template(vm, directory, name)
+        exists = bool((await vm.moments()).named(name))
         with signals.undone():
             if exists:
                 return await vm.freeze_template(directory, of=name)
@@ -152,6 +153,7 @@ def clone(directory: str, keep: str | None) -> None:
 @click.option(
     "--of", type=MOMENT, metavar="NAME", help="Checkpoint to go on from. [default: the state of now]"
 )
+@dry_run
 def fork(count: int, of: str | None) -> None:
     """Start N machines whose guests go on from the state of this one; they run until Ctrl-C.
 
@@ -160,6 +162,10 @@ def fork(count: int, of: str | None) -> None:
     """
     app = current_app()
     launcher_given(app, "fork")
+
+    if app.dry_run:
+        _plan_fork(count, of)
+        return
 
     async def serve(vm: VM, signals: Signals) -> None:
         with signals.undone():
@@ -178,6 +184,28 @@ def fork(count: int, of: str | None) -> None:
                 )
 
     run(serve)
+
+
+def _plan_fork(count: int, of: str | None) -> None:
+    plan = run(lambda vm, _: plan_fork(vm, of=of or ""))
+    if plan is None:
+        show_steps(*_by_fork(of or "", count))
+        return
+    intent = plan.intent
+    assert isinstance(intent, Checkpoint)  # noqa: S101 - planned as one
+    delete = ("delete-checkpoint", {"checkpoint": intent.name, "overlays": "committed"}, "host")
+    show_plan(plan, *_by_fork(intent.name, count), delete)
+
+
+def _by_fork(name: str, count: int) -> tuple[NextStep, ...]:
+    """What a fork does once the checkpoint exists, but for its deletion."""
+    return (
+        _IMAGES,
+        ("start-helper", {"checkpoint": name, "memory": "temporary"}, "host"),
+        ("write-state", {"by": "the helper", "file": "temporary"}, "host"),
+        ("start-children", {"number": count, "each-on": "overlays of its own"}, "host"),
+        ("end-children", {"at": "Ctrl-C", "and-remove": "all files that were made for them"}, "host"),
+    )
 
 
 def _template_lines(made: Template[VM], launcher: str) -> list[str]:
@@ -200,7 +228,7 @@ def _template_lines(made: Template[VM], launcher: str) -> list[str]:
 def _by_helper(name: str, directory: str) -> tuple[NextStep, ...]:
     """What is done once the checkpoint exists."""
     return (
-        ("create-images", {"beside": "each layer", "to-show": "that it is needed"}, "host"),
+        _IMAGES,
         ("start-helper", {"checkpoint": name, "memory": f"{directory}/memory"}, "host"),
         ("write-state", {"by": "the helper", "file": f"{directory}/state"}, "host"),
         ("write-record", {"file": f"{directory}/template.json"}, "host"),

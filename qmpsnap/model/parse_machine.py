@@ -113,6 +113,11 @@ class MemoryInfo(Reply, frozen=True):
     base_memory: int
     plugged_memory: int = 0
 
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.base_memory + self.plugged_memory
+
 
 class CpuInfoFast(Reply, frozen=True):
     """A CPU. QAPI: query-cpus-fast (machine.json)."""
@@ -205,7 +210,7 @@ def parse_machine(
     bandwidth = read(MigrationParameters, settings, "query-migrate-parameters").max_bandwidth
     fingerprint = Fingerprint(
         machine=build.machine,
-        memory=parse_memory(ram),
+        memory=parse_memory(ram).total,
         cpus=(build.cpu,) * len(read(list[CpuInfoFast], cpus, "query-cpus-fast")),
         devices={**dict(_children(plugged)), **{f"/{name}": type_ for name, type_ in _children(anonymous)}},
         disks={disk.name: disk.active.virtual_size for disk in graph.disks.values() if disk.layers},
@@ -230,14 +235,13 @@ def parse_machine(
     )
 
 
-def parse_memory(reply: object) -> int:
-    """Bytes of RAM, from the reply to query-memory-size-summary.
+def parse_memory(reply: object) -> MemoryInfo:
+    """The guest's RAM, from the reply to query-memory-size-summary.
 
     Raises:
         Malformed: When it is not of the schema's shape.
     """
-    memory = read(MemoryInfo, reply, "query-memory-size-summary")
-    return memory.base_memory + memory.plugged_memory
+    return read(MemoryInfo, reply, "query-memory-size-summary")
 
 
 def _children(reply: object) -> Iterator[tuple[str, str]]:

@@ -30,19 +30,21 @@ class Scratch:
         path: Its path; absolute.
     """
 
-    def __init__(self, parent: str = "") -> None:
-        """Create it, and remove the directories of killed processes beside it.
+    def __init__(self, parent: str = "", *, sweeps: bool = True) -> None:
+        """Create it.
 
         Args:
             parent: The directory in which it is created; "": that for temporary files, or /tmp if the path
                 would be too long for sockets.
+            sweeps: Whether the directories of killed processes beside it are removed.
 
         Raises:
             InvalidTarget: When it cannot be created.
         """
         try:
             self.path, self._lock = _create(parent)
-            _sweep(os.path.dirname(self.path))
+            if sweeps:
+                _sweep(os.path.dirname(self.path))
         except (OSError, ValueError) as error:
             raise unusable(parent or "TMPDIR", error, "create a directory in") from error
 

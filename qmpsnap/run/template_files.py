@@ -299,7 +299,9 @@ def create_directory(directory: str) -> None:
     try:
         os.mkdir(directory, 0o700)
     except FileExistsError as error:
-        raise TargetExists(f"{directory!r} exists already", file=directory) from error
+        raise TargetExists(
+            f"{directory!r} exists already", file=directory, hint="choose another name"
+        ) from error
     except (OSError, ValueError) as error:
         raise unusable(directory, error, "create") from error
 
