@@ -79,6 +79,7 @@ class Suite:
         words = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"--rootdir={self.tests}"]
         words += ["-o", "asyncio_default_fixture_loop_scope=function"]
         words += [f"--qmpsnap-qemu={self.qemu.directory}", f"--basetemp={self.folder / 'basetemp'}"]
+        words += ["--qmpsnap-spare=no"]  # how many QEMUs run does not depend on the host
         return subprocess.Popen(
             [*words, *options, str(self.tests)],
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=cwd,

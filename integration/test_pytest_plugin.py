@@ -50,6 +50,62 @@ async def test_async(vm, guest, number):
 """
 )
 
+# Between the others: one that kills its QEMU, one that keeps the state of the one before, and one that boots.
+TURNS = (
+    FIFTY
+    + """
+used = []
+
+@pytest.fixture(autouse=True)
+def noted(request, vm):
+    used.append((request.node.name, vm.pid))
+
+def test_kills_it(vm):
+    os.kill(vm.pid, signal.SIGKILL)
+
+@pytest.mark.qmpsnap(reset="none")
+def test_stays(vm):
+    *_, before, now = used
+    assert before[0] == "test_kills_it" or before[1] == now[1]
+
+@pytest.mark.qmpsnap(reset="boot")
+def test_boots(guest):
+    assert guest.run(READ) == "base"
+    guest.run(write(99))
+
+def test_two_qemus_were_used(vm):
+    assert len({pid for _, pid in used}) > 1
+"""
+)
+
+# The second one cannot have the same port of the host.
+PORT = """
+import pytest, qmpsnap, socket
+
+with socket.socket() as found:
+    found.bind(("127.0.0.1", 0))
+    port = found.getsockname()[1]
+
+@pytest.fixture(scope="session")
+def qmpsnap_machine(qmpsnap_options):
+    forwards = ["-netdev", f"user,id=net0,hostfwd=tcp:127.0.0.1:{port}-:22", "-device", "e1000,netdev=net0"]
+
+    def launcher(start):
+        machine = qmpsnap.Machine(
+            qemu=f"{qmpsnap_options.qemu}/qemu-system-x86_64", accel="tcg", memory_mib=16,
+            disks=[qmpsnap.MachineDisk(name="vda", file="BASE")],
+        )
+        return qmpsnap.launch([*machine.argv(start), *forwards])
+
+    return launcher
+
+@pytest.mark.parametrize("number", range(6))
+def test_port_leads_to_the_machine(vm, number):
+    assert number < 3 or vm.status().running
+    socket.create_connection(("127.0.0.1", port)).close()
+    vm.snapshot("mine")
+"""
+
 # Each leaves its machine in another state; `first_state` of the next one would see it.
 ROUGH = (
     TRACES
@@ -270,13 +326,29 @@ def test_fifty_tests_of_two_workers_see_nothing_of_each_other(one_suite):
     assert one_suite.left() == NOTHING
 
 
+def test_two_qemus_in_turn_see_nothing_of_each_other(suite):
+    ended = suite.run(TURNS, "--qmpsnap-spare=yes", "-o", "asyncio_mode=auto")
+    assert (ended.code, ended.counts["passed"]) == (0, 54)
+    assert "\ntwo QEMUs in turn: one is reset while a test uses the other\n" in ended.out
+    assert re.search(r"booted anew after test_it.py::test_(kills_it|stays): it lost the machine: ", ended.out)
+    assert suite.left() == NOTHING
+
+
+def test_second_qemu_that_does_not_start_is_given_up(one_suite):
+    ended = one_suite.run(PORT, "--qmpsnap-spare=yes", "--qmpsnap-reset=memory")
+    assert (ended.code, ended.counts["passed"]) == (0, 6)
+    assert re.search(r"1 boot\(s\), 5 reset\(s\)", ended.out)
+    assert re.search(r"\none QEMU again: .*Could not set up host forwarding rule", ended.out)
+    assert one_suite.left() == NOTHING
+
+
 def test_machine_that_cannot_be_put_back_is_booted_anew_and_a_failure_is_kept(one_suite):
     artifacts = one_suite.folder / "kept"
     kept = f"--qmpsnap-artifacts={artifacts}", "--qmpsnap-keep"
     ended = one_suite.run(WORSE, *kept, "-o", "asyncio_mode=auto")
     assert (ended.counts["failed"], ended.counts["passed"]) == (1, 4)
-    assert "differs: objects (new: io9)" in ended.out
-    lost = "booted anew before test_it.py::test_adds_an_object: the test before lost the machine: "
+    assert "test_adds_an_object: the machine differs after the reset: objects (new: io9)\n" in ended.out
+    lost = "booted anew after test_it.py::test_kills_it: it lost the machine: "
     assert lost in ended.out
     (folder,) = artifacts.iterdir()
     assert folder.name == "test_it.py-test_fails"
@@ -366,8 +438,8 @@ def test_machine_stays_as_it_is_when_nothing_is_to_be_put_back(one_suite):
 def test_client_that_a_test_leaves_keeps_no_machine_from_the_next_and_an_error_ends_at_the_test(one_suite):
     ended = one_suite.run(BARE + LEAVES, "--qmpsnap-reset=memory")
     assert (ended.counts["failed"], ended.counts["passed"]) == (1, 2)
-    before = "before test_it.py::test_gets_a_machine_of_its_own"
-    assert re.search(rf"{before}: a client of the test before is still connected: process \d+ ", ended.out)
+    after = "after test_it.py::test_goes_on_beside_it"
+    assert re.search(rf"{after}: its client is still connected: process \d+ ", ended.out)
     shown = ended.out.partition("_ test_gets_a_machine_of_its_own _")[2]
     assert re.search(r"the report shows\n(\s+\^+\n)?(E .*\n)+\n\S*test_it.py:\d+: NotFound\n", shown)
     assert one_suite.left() == NOTHING

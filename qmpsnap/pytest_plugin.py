@@ -40,6 +40,7 @@ class QmpsnapOptions:
         memory_mib: Size of the guest's memory in MiB; 0: the machine's own.
         reset: How machines are reset; "": the fastest way that works for each.
         boot_limit: Seconds that a guest may take until it is ready.
+        spare: yes or no: whether a second QEMU is reset while a test uses the first; "": where it pays.
         keep: Whether the overlays of a failed test are kept, too.
         artifacts: Directory for the folders of failed tests; "": pytest's own temporary directory.
     """
@@ -49,6 +50,7 @@ class QmpsnapOptions:
     memory_mib: int
     reset: str
     boot_limit: float
+    spare: str
     keep: bool
     artifacts: str
 
@@ -59,6 +61,7 @@ _OPTIONS: Final = {
     "memory": "MiB of the guest's memory",
     "reset": f"how a machine is reset: {', '.join(_RESETS)} (default: the fastest that works)",
     "boot-limit": "seconds that a guest may take until it is ready (default: 120)",
+    "spare": "yes or no: reset a second QEMU while a test uses the first (default: where it pays)",
     "artifacts": "directory for the logs of failed tests",
 }
 
@@ -123,13 +126,17 @@ def qmpsnap_ready() -> str | Callable[[Any], Awaitable[object]] | None:
 
 
 @pytest.fixture(scope="session")
-def qmpsnap_pool(pytestconfig: pytest.Config, qmpsnap_options: QmpsnapOptions) -> Iterator[Pool]:
+def qmpsnap_pool(request: pytest.FixtureRequest, qmpsnap_options: QmpsnapOptions) -> Iterator[Pool]:
     """Own all machines of this session (under xdist, of this worker); they end with it."""
     from qmpsnap.testing.shared.pool import Pool  # noqa: PLC0415
 
     reset = cast("Reset | None", qmpsnap_options.reset or None)
-    with Pool(reset=reset, boot_limit=qmpsnap_options.boot_limit) as pool:
-        pytestconfig.stash[_POOL] = pool
+    spare = {"yes": True, "no": False}.get(qmpsnap_options.spare)
+    workers = getattr(request.config, "workerinput", {}).get("workercount", 1)  # of pytest-xdist
+    tests = sum("qmpsnap_in_use" in getattr(item, "fixturenames", ()) for item in request.session.items)
+    limit = qmpsnap_options.boot_limit
+    with Pool(reset=reset, boot_limit=limit, spare=spare, workers=workers, tests=tests) as pool:
+        request.config.stash[_POOL] = pool
         yield pool
 
 
@@ -213,6 +220,8 @@ def _options(config: pytest.Config) -> QmpsnapOptions:
     given = {name: _value(config, name) for name in _OPTIONS}
     if given["accel"] not in {"", "kvm", "tcg"}:
         raise pytest.UsageError(f"--qmpsnap-accel is {given['accel']!r}: give kvm or tcg")
+    if given["spare"] not in {"", "yes", "no"}:
+        raise pytest.UsageError(f"--qmpsnap-spare is {given['spare']!r}: give yes or no")
     _checked_reset(given["reset"] or None, "--qmpsnap-reset")
     if not re.fullmatch(r"\d*", given["memory"], re.ASCII):
         raise pytest.UsageError(f"--qmpsnap-memory is {given['memory']!r}: give a number of MiB")
@@ -228,6 +237,7 @@ def _options(config: pytest.Config) -> QmpsnapOptions:
         memory_mib=int(given["memory"] or 0),
         reset=given["reset"],
         boot_limit=limit,
+        spare=given["spare"],
         keep=config.getoption("--qmpsnap-keep"),
         artifacts=given["artifacts"],
     )
@@ -387,12 +397,13 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 
 def _report_lines(
-    *, reset: str, boots: list[float], resets: list[float], again: list[str], worker: str = ""
+    *, reset: str, boots: list[float], resets: list[float], again: list[str], spare: str, worker: str = ""
 ) -> list[str]:
     typical = f", {sorted(resets)[len(resets) // 2]:.2f} s each" if resets else ""
     how = reset or ("as the tests' markers say" if boots else "not chosen, because no machine became ready")
     lines = [
         f"reset: {how}; {len(boots)} boot(s), {len(resets)} reset(s){typical}",
-        *(f"booted anew before {line}" for line in again),
+        *([spare] if spare else []),
+        *(f"booted anew after {line}" for line in again),
     ]
     return [f"[{worker}] {line}" for line in lines] if worker else lines

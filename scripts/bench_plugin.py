@@ -57,10 +57,12 @@ async def plugin(bench: Bench):
         boots.append(await boot(bench, directory / str(number)))
         resets += await anyio.to_thread.run_sync(reset_often, bench, base)
     yield ratio("a test's reset in place, against boot to init", resets, boots, 0.1)
-    fast = await anyio.to_thread.run_sync(suite, bench, base, TESTS, "memory")
-    slow = await anyio.to_thread.run_sync(suite, bench, base, BOOTED, "boot")
+    alone = "--qmpsnap-spare=no"
+    slow = await anyio.to_thread.run_sync(suite, bench, base, BOOTED, "--qmpsnap-reset=boot", alone)
     each = f"{TESTS} tests, against a boot per test ({BOOTED} measured)"
-    yield ratio(each, [fast], [slow * TESTS / BOOTED], 0.15)
+    for options, words, bound in (([], "", 0.15), ([alone], ", one QEMU", None)):
+        fast = await anyio.to_thread.run_sync(suite, bench, base, TESTS, "--qmpsnap-reset=memory", *options)
+        yield ratio(each + words, [fast], [slow * TESTS / BOOTED], bound)
     yield await anyio.to_thread.run_sync(collected, bench, directory)
 
 
@@ -90,7 +92,7 @@ def reset_often(bench: Bench, base: Path) -> list[float]:
     )
     source = source_of(machine, {}, None, overrides=Overrides())
     took: list[float] = []
-    with Pool(reset="memory") as pool:
+    with Pool(reset="memory", spare=False) as pool:
         for _ in range(11):
             started = time.perf_counter()
             in_use = pool.begin("", source, None, test="")
@@ -100,13 +102,13 @@ def reset_often(bench: Bench, base: Path) -> list[float]:
     return took[1:]  # the first one boots
 
 
-def suite(bench: Bench, base: Path, tests: int, reset: str) -> float:
+def suite(bench: Bench, base: Path, tests: int, *options: str) -> float:
     """Seconds of a whole run of pytest."""
     directory = bench.fresh()
     (directory / "conftest.py").write_text(CONFTEST.replace("BASE", str(base)))
     (directory / "test_it.py").write_text(SUITE.replace("COUNT", str(tests)))
     words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--rootdir={directory}"]
-    words += [f"--qmpsnap-reset={reset}", f"--qmpsnap-qemu={bench.qemu}", f"--qmpsnap-memory={MEMORY}", "."]
+    words += [*options, f"--qmpsnap-qemu={bench.qemu}", f"--qmpsnap-memory={MEMORY}", "."]
     started = time.perf_counter()
     done = subprocess.run(words, cwd=directory, capture_output=True, text=True, check=False)
     if done.returncode:

@@ -34,7 +34,7 @@ def options(**given):
 def test_options_of_the_command_line_go_before_those_of_the_ini_file():
     ini = {"qmpsnap_memory": "32", "qmpsnap_boot_limit": "9.5"}
     assert options(memory="64", reset="boot", keep=True, ini=ini) == pytest_plugin.QmpsnapOptions(
-        qemu="", accel="", memory_mib=64, reset="boot", boot_limit=9.5, keep=True, artifacts=""
+        qemu="", accel="", memory_mib=64, reset="boot", boot_limit=9.5, keep=True, artifacts="", spare=""
     )
 
 
@@ -46,6 +46,7 @@ def test_options_of_the_command_line_go_before_those_of_the_ini_file():
         ({"memory": "much"}, "--qmpsnap-memory is 'much': give a number of MiB"),
         ({"memory": "-1"}, "--qmpsnap-memory is '-1'"),
         ({"boot_limit": "soon"}, "--qmpsnap-boot-limit is 'soon': give a number of seconds"),
+        ({"spare": "two"}, "--qmpsnap-spare is 'two': give yes or no"),
         ({"boot_limit": "nan"}, "--qmpsnap-boot-limit is 'nan'"),
     ],
 )
@@ -61,7 +62,11 @@ def test_options_that_mean_nothing_are_a_usage_error(option, words):
         (Account(boots=[2.0]), ["reset: as the tests' markers say; 1 boot(s), 0 reset(s)"]),
         (
             Account(reset="memory, as chosen", boots=[3.0, 2.5], resets=[0.3, 0.1, 0.2], again=["a: b"]),
-            ["reset: memory, as chosen; 2 boot(s), 3 reset(s), 0.20 s each", "booted anew before a: b"],
+            ["reset: memory, as chosen; 2 boot(s), 3 reset(s), 0.20 s each", "booted anew after a: b"],
+        ),
+        (
+            Account(reset="memory, as chosen", boots=[2.0], spare="one QEMU again: no port"),
+            ["reset: memory, as chosen; 1 boot(s), 0 reset(s)", "one QEMU again: no port"],
         ),
     ],
 )
@@ -73,7 +78,7 @@ def test_report_names_the_worker_of_each_line():
     account = asdict(Account(reset="memory, as chosen", boots=[3.0], again=["a: b"]))
     assert pytest_plugin._report_lines(**account, worker="gw1") == [
         "[gw1] reset: memory, as chosen; 1 boot(s), 0 reset(s)",
-        "[gw1] booted anew before a: b",
+        "[gw1] booted anew after a: b",
     ]
 
 

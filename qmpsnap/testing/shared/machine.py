@@ -7,8 +7,8 @@ cannot be reset to exactly its first state, its QEMU is ended, and a new one boo
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from textwrap import indent
@@ -22,6 +22,7 @@ from qmpsnap.model.console_text import last_lines
 from qmpsnap.model.start import Start
 from qmpsnap.template import Template, freeze
 from qmpsnap.testing.shared import reset as resets
+from qmpsnap.testing.shared.guest_port import has_port, open_woken
 from qmpsnap.testing.shared.memory_only import refuse_outside
 from qmpsnap.testing.shared.monitors import monitors, still_connected
 from qmpsnap.testing.shared.place import Base, overlay_each
@@ -53,12 +54,14 @@ class Account:
         boots: Seconds of each boot.
         resets: Seconds of each reset.
         again: Why it was booted again, a line for each time.
+        spare: What is to be said of a second QEMU; "": nothing.
     """
 
     reset: str = ""
     boots: list[float] = field(default_factory=list)
     resets: list[float] = field(default_factory=list)
     again: list[str] = field(default_factory=list)
+    spare: str = ""
 
 
 class SharedMachine:
@@ -71,6 +74,7 @@ class SharedMachine:
         ready: Waits until the guest has booted.
         reset: How it is reset unless a test demands another way; None: the fastest way that works.
         boot_limit: Seconds until the guest must be ready.
+        account: Where boots and resets are noted; None: a new one.
     """
 
     def __init__(
@@ -82,8 +86,9 @@ class SharedMachine:
         ready: Ready,
         reset: Reset | None = None,
         boot_limit: float = 120.0,
+        account: Account | None = None,
     ) -> None:
-        self.account: Final = Account(reset=f"{reset}, as chosen" if reset else "")
+        self.account: Final = account or Account(reset=f"{reset}, as chosen" if reset else "")
         self.launcher: Final = launcher
         self._bases = bases
         self._directory = directory
@@ -93,7 +98,9 @@ class SharedMachine:
         self._booted: Booted | None = None
         self._template: Template[VM] | None = None
         self._starts = 0
-        self._failed = ""
+        self._failure: Exception | None = None
+        self._is_told = False
+        self._test = ""
         self._lock = anyio.Lock()
         self._stack = AsyncExitStack()
         self._group: TaskGroup
@@ -108,11 +115,13 @@ class SharedMachine:
         await self._stack.aclose()
 
     @property
-    def booted(self) -> Booted:
-        """The QEMU that runs; available after `begin`."""
-        if self._booted is None:
-            raise GuestFailed("the machine was not started", script="")
-        return self._booted
+    def usual(self) -> Reset | None:
+        """How it is reset unless a test demands another way; None: not chosen yet."""
+        return self._reset
+
+    def reset_by(self, reset: Reset) -> None:
+        """Choose how it is reset unless a test demands another way."""
+        self._reset = reset
 
     async def begin(self, wanted: Reset | None = None, *, test: str = "") -> Booted:
         """Reset the machine to its first state, or boot it.
@@ -126,21 +135,52 @@ class SharedMachine:
                 is refused at once.
         """
         async with self._lock:
-            if self._failed:
-                raise GuestFailed(f"the machine could not be booted before: {self._failed}", script="")
+            if self._failure is not None and self._is_told:
+                line = first_line(self._failure)
+                raise GuestFailed(f"the machine could not be booted before: {line}", script="")
             try:
-                booted = await self._begin(wanted or self._reset, test)
-            except _FAILURES as error:
-                self._failed = str(error).splitlines()[0]
+                booted = await self._begin(wanted or self._reset)
+            except _FAILURES:
+                self._is_told = True
                 raise
-            booted.used = True
+            booted.used, self._test = True, test
             return booted
 
-    async def _begin(self, wanted: Reset | None, test: str) -> Booted:
+    async def prepare(self) -> None:
+        """Reset it in the session's way before a test asks for it, and wake qmpsnap's own guest.
+
+        Raises:
+            QmpsnapError, OSError: As `begin`, which raises the same again.
+        """
+        async with self._lock:
+            booted = await self._begin(self._reset)
+            try:
+                if has_port(booted):
+                    async with open_woken(booted):
+                        pass
+            except _FAILURES as error:
+                await self._boot_again(booted.mode, error)
+
+    async def end(self) -> None:
+        """End its QEMU."""
+        async with self._lock:
+            await self._end()
+
+    async def _begin(self, wanted: Reset | None) -> Booted:
+        if self._failure is not None:
+            raise self._failure
+        try:
+            return await self._reset_or_boot(wanted)
+        except _FAILURES as error:
+            self._failure = error
+            raise
+
+    async def _reset_or_boot(self, wanted: Reset | None) -> Booted:
         if wanted is None:
             return await self._choose()
         booted = self._booted
-        if booted is not None and not booted.used and wanted in {booted.mode, "boot", "none"}:
+        is_fresh = booted is not None and not booted.used and wanted in {booted.mode, "boot", "none"}
+        if booted is not None and is_fresh and await self._answers(booted):
             return booted
         if booted is None or wanted == "boot" or wanted not in {"none", booted.mode}:
             return await self._boot("boot" if wanted == "none" else wanted)
@@ -148,11 +188,24 @@ class SharedMachine:
         try:
             booted = await self._put_back(booted, wanted)
         except _FAILURES as error:
-            why = _why_again(error)
-            self.account.again.append(f"{test}: {why}" if test else why)
-            return await self._boot(mode)
+            return await self._boot_again(mode, error)
+        booted.used = False
         self.account.resets.append(time.monotonic() - started)
         return booted
+
+    async def _boot_again(self, mode: Reset, error: BaseException) -> Booted:
+        """Boot because a reset failed, and note why, and which test had it before."""
+        why = _why_again(error)
+        self.account.again.append(f"{self._test}: {why}" if self._test else why)
+        return await self._boot(mode)
+
+    async def _answers(self, booted: Booted) -> bool:
+        """Say whether a QEMU that has waited for a test still answers."""
+        try:
+            await self._in_time(booted.vm.status())
+        except _FAILURES:
+            return False
+        return True
 
     async def _choose(self) -> Booted:
         """Boot, and choose the fastest way that resets the machine."""
@@ -163,14 +216,14 @@ class SharedMachine:
             except GuestFailed:
                 raise
             except _FAILURES as error:
-                reasons.setdefault(_line(error), []).append(mode)
+                reasons.setdefault(first_line(error), []).append(mode)
                 continue
             started = time.monotonic()
             try:
                 booted = await self._put_back(booted, mode)
                 await self._await_ready(booted)
             except _FAILURES as error:
-                reasons.setdefault(_line(error), []).append(mode)
+                reasons.setdefault(first_line(error), []).append(mode)
                 continue
             seconds = time.monotonic() - started
             if seconds > self.account.boots[-1]:
@@ -276,7 +329,7 @@ class SharedMachine:
                 await self._ready(booted.vm, booted.directory, since)
         except (TimeoutError, QmpsnapError) as error:
             text = (
-                _line(error).removesuffix(PRINTED)
+                first_line(error).removesuffix(PRINTED)
                 if str(error)
                 else f"the guest was not ready after {self._boot_limit:g} s"
             )
@@ -298,9 +351,7 @@ class SharedMachine:
             return await self._clone()
         if clients := await still_connected(booted.directory):
             who = tuple(clients.values())
-            raise MachineDiffers(
-                f"a client of the test before is still connected: {'; '.join(who)}", differences=who
-            )
+            raise MachineDiffers(f"its client is still connected: {'; '.join(who)}", differences=who)
         since = console_size(booted.directory) if mode == "disks" else 0
         await self._in_time(resets.put_back(booted))
         booted.wakes = mode == "memory"
@@ -324,23 +375,8 @@ class SharedMachine:
         )
 
 
-@asynccontextmanager
-async def shared_machine(
-    launcher: Launcher,
-    bases: Collection[Base],
-    directory: Path,
-    *,
-    ready: Ready,
-    reset: Reset | None,
-    boot_limit: float,
-) -> AsyncIterator[SharedMachine]:
-    """Yield a `SharedMachine`, whose arguments these are."""
-    machine = SharedMachine(launcher, bases, directory, ready=ready, reset=reset, boot_limit=boot_limit)
-    async with machine:
-        yield machine
-
-
-def _line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or its name."""
     return (str(error) or type(error).__name__).splitlines()[0]
 
 
@@ -351,6 +387,6 @@ def _why(reasons: Mapping[str, Sequence[str]]) -> list[str]:
 
 def _why_again(error: BaseException) -> str:
     """Why a machine has to boot again; of a lost machine without the command that we sent."""
-    _, in_flight, why = _line(error).partition(" in flight: ")
+    _, in_flight, why = first_line(error).partition(" in flight: ")
     is_lost = isinstance(error, LinkLost) and in_flight
-    return f"the test before lost the machine: {why}" if is_lost else _line(error)
+    return f"it lost the machine: {why}" if is_lost else first_line(error)

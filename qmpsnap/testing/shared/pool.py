@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,14 +21,16 @@ from qmpsnap.run.scratch import scratch
 from qmpsnap.testing.guest import Guest, open_guest
 from qmpsnap.testing.initramfs import PORT_NAME
 from qmpsnap.testing.shared.faces import Face, call
+from qmpsnap.testing.shared.guest_port import has_port, open_woken
 from qmpsnap.testing.shared.kept import keep
-from qmpsnap.testing.shared.machine import Account, Ready, SharedMachine, shared_machine
+from qmpsnap.testing.shared.machine import Account, Ready, SharedMachine
 from qmpsnap.testing.shared.monitors import monitors
-from qmpsnap.testing.shared.place import private_directory, read_bases, unwritable
+from qmpsnap.testing.shared.place import Base, private_directory, read_bases, unwritable
 from qmpsnap.testing.shared.reset import RECORDS, Booted, console_end, console_text
+from qmpsnap.testing.shared.room import has_room
 from qmpsnap.testing.shared.standing import Reset
+from qmpsnap.testing.shared.turns import Turns
 from qmpsnap.testing.shell import Ran
-from qmpsnap.testing.wake import wake
 from qmpsnap.testing.witness import Witness
 from qmpsnap.vm import VM, Launcher
 
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from anyio.from_thread import BlockingPortal
 
 T = TypeVar("T")
+_WORTH: Final = 20  # tests that save the time in which a second QEMU boots; fewer on a fast host
 _AT_ONCE: Final = 4  # machines; the least recently used one ends when a further one is needed
 
 
@@ -48,6 +51,8 @@ class Source:
         formats: "raw" or "qcow2" of each image; needed unless its name ends in ".qcow2".
         ready: Text on the console of a guest that is ready, or a coroutine function that is called with the
             VM and returns then; None: our own guest is ready when it answers, any other at once.
+        repeatable: Whether two can run at once: neither names a port or a file of the host that the other
+            names, too, except for the images.
     """
 
     def __init__(
@@ -56,11 +61,14 @@ class Source:
         disks: Mapping[str, str],
         formats: Mapping[str, str],
         ready: str | Callable[[VM], Awaitable[object]] | None,
+        *,
+        repeatable: bool = False,
     ) -> None:
         self.launcher: Final = launcher
         self.disks: Final = disks
         self.formats: Final = formats
         self.ready: Final = ready
+        self.repeatable: Final = repeatable
 
 
 class Pool:
@@ -69,11 +77,26 @@ class Pool:
     Args:
         reset: How machines are reset; None: the fastest way that works for each.
         boot_limit: Seconds that a guest may take to be ready.
+        spare: Whether each machine has a second QEMU, which is reset while a test uses the first; None: if
+            there are enough tests, the machine is repeatable, and the host has room.
+        workers: Number of processes with such a pool.
+        tests: Number of tests that use it, in all of them.
     """
 
-    def __init__(self, *, reset: Reset | None = None, boot_limit: float = 120.0) -> None:
+    def __init__(
+        self,
+        *,
+        reset: Reset | None = None,
+        boot_limit: float = 120.0,
+        spare: bool | None = None,
+        workers: int = 1,
+        tests: int = 0,
+    ) -> None:
         self._reset = reset
         self._boot_limit = boot_limit
+        self._spare = spare
+        self._workers = workers
+        self._pays = tests >= _WORTH * workers
         self._stack = ExitStack()
         self._machines: list[_Owned] = []
         self._accounts: list[Account] = []
@@ -113,36 +136,46 @@ class Pool:
         else:
             self._machines.remove(owned)
         self._machines.append(owned)
-        machine = owned.machine
-        booted: Booted = call(self._portal, lambda: machine.begin(wanted, test=test))
+        turns = owned.turns
+        machine, booted = call(self._portal, lambda: turns.begin(wanted, test=test))
         return InUse(self._portal, machine, booted)
 
     def _add(self, key: object, source: Source) -> _Owned:
-        self._added += 1
-        directory = self._directory / str(self._added)
-        directory.mkdir()
         bases = call(self._portal, read_bases, source.disks, source.formats)
         with ExitStack() as stack:
             stack.enter_context(unwritable([file for base in bases for file in base.files]))
-            shared = shared_machine(
-                source.launcher,
-                bases,
-                directory,
-                ready=_ready(source.ready, self._boot_limit),
-                reset=self._reset,
-                boot_limit=self._boot_limit,
-            )
-            machine = stack.enter_context(self._portal.wrap_async_context_manager(shared))
+            machine = self._machine(source, bases, None)
+            is_wanted = self._pays and source.repeatable if self._spare is None else self._spare
+            spare = self._machine(source, bases, machine.account) if is_wanted else None
+            turns = Turns(machine, spare, has_room=self._has_room)
+            stack.enter_context(self._portal.wrap_async_context_manager(turns))
             self._accounts.append(machine.account)
-            return _Owned(key, machine, stack.pop_all())
+            return _Owned(key, turns, stack.pop_all())
+
+    def _machine(self, source: Source, bases: Collection[Base], account: Account | None) -> SharedMachine:
+        self._added += 1
+        directory = self._directory / str(self._added)
+        directory.mkdir()
+        return SharedMachine(
+            source.launcher,
+            bases,
+            directory,
+            ready=_ready(source.ready, self._boot_limit),
+            reset=self._reset,
+            boot_limit=self._boot_limit,
+            account=account,
+        )
+
+    async def _has_room(self, vm: VM) -> bool:
+        return bool(self._spare) or await has_room(vm, workers=self._workers)
 
 
 @dataclass(frozen=True)
 class _Owned:
-    """A machine of the pool, its key, and the event that ends it."""
+    """A machine of the pool, its key, and what ends it."""
 
     key: object
-    machine: SharedMachine
+    turns: Turns
     stack: ExitStack
 
 
@@ -206,16 +239,12 @@ class InUse:
 
     @asynccontextmanager
     async def _open_guest(self) -> AsyncIterator[Guest]:
-        port = self.directory / PORT_NAME
-        if not port.exists():
+        if not has_port(self._booted):
+            port = self.directory / PORT_NAME
             raise GuestFailed(
                 f"the machine does not run qmpsnap's own guest: it has no port {port}", script=""
             )
-        console = partial(console_end, self.directory)
-        async with open_guest(port, limit=30, vm=self._booted.vm, console=console) as guest:
-            if self._booted.wakes:  # here, for a reset that waits for the guest takes much longer
-                await wake(guest)
-                self._booted.wakes = False
+        async with open_woken(self._booted) as guest:
             yield guest
 
     # -- what is kept of a failed test -----------------------------------------------------------------

@@ -111,7 +111,9 @@ async def put_back(booted: Booted) -> None:
         str(change) for change in differences(booted.standing, await leftovers.read_standing(vm, graph))
     ]
     if changes:
-        raise MachineDiffers(f"after the reset it differs: {'; '.join(changes)}", differences=changes)
+        raise MachineDiffers(
+            f"the machine differs after the reset: {'; '.join(changes)}", differences=changes
+        )
     active = {disk.active.file for disk in graph.disks.values() if disk.layers}
     booted.records = leftovers.record_now(records, name, active=active)
     leftovers.put_back_records(records, booted.records)
@@ -126,7 +128,7 @@ def _check_files(booted: Booted, standing: Standing) -> None:
     for path in booted.files.keys() & layers:
         if not path.exists() or _stamp(path) != booted.files[path]:
             raise MachineDiffers(
-                f"the test before changed {path.name}, to which the reset goes back", differences=[str(path)]
+                f"it changed {path.name}, to which the reset goes back", differences=[str(path)]
             )
 
 

@@ -72,6 +72,7 @@ def source_of(machine: object, disks: Mapping[str, object], ready: object, *, ov
         machine = guest_machine(disks=disk_list, memory_mib=_MEMORY_MIB)
     elif isinstance(machine, Machine) and disk_list:
         refuse("qmpsnap_disks", disks, "a Machine names its own disks")
+    repeatable = isinstance(machine, Machine) and _is_repeatable(machine)
     if isinstance(machine, Machine):
         disk_list, launcher = machine.disks, launcher_of_machine(overrides.of(machine))
     elif callable(machine):
@@ -81,7 +82,13 @@ def source_of(machine: object, disks: Mapping[str, object], ready: object, *, ov
     else:
         refuse("qmpsnap_machine", machine, "return a qmpsnap.Machine, a command line, or a launcher")
     files = {disk.name: path_text("file", disk.file) for disk in disk_list}
-    return Source(launcher, files, {disk.name: disk.format for disk in disk_list}, ready)
+    formats = {disk.name: disk.format for disk in disk_list}
+    return Source(launcher, files, formats, ready, repeatable=repeatable)
+
+
+def _is_repeatable(machine: Machine) -> bool:
+    """Say whether two such machines share nothing; arguments and networks may name ports and files."""
+    return not machine.arguments and all(nic.netdev == "user" for nic in machine.nics)
 
 
 def launcher_of_machine(machine: Machine) -> Launcher:

@@ -5,30 +5,78 @@ from __future__ import annotations
 import asyncio
 from contextlib import asynccontextmanager
 
+import pytest
+
+from qmpsnap.errors import GuestFailed
 from qmpsnap.testing.server import Return, Wait, serve
 from qmpsnap.testing.shared.machine import SharedMachine
 
 _EMPTY = ("query-block", "query-named-block-nodes", "query-blockstats", "query-block-jobs", "query-jobs")
 
 
-async def test_machine_whose_qemu_hangs_is_booted_anew_after_the_limit_of_a_boot(tmp_path):
-    never, starts = asyncio.Event(), []
+class Starts:
+    """A launcher, with the servers that it has started as QEMUs."""
+
+    def __init__(self):
+        self.qemus = []
 
     @asynccontextmanager
-    async def start(wanted):
-        starts.append(wanted)
+    async def __call__(self, wanted):
         async with serve(wanted.monitors[0]) as qemu:
             for command in _EMPTY:
                 qemu.answer(command, Return([]))
-            qemu.answer("query-status", Wait(never))
+            qemu.answer("query-migrate", Return({}))
+            qemu.answer("query-status", Return({"status": "running", "running": True}))
+            self.qemus.append(qemu)
             yield
 
-    async def ready(*_):
-        pass
+    def hang(self):
+        self.qemus[-1].answer("query-status", Wait(asyncio.Event()))
 
+
+async def ready(*_):
+    pass
+
+
+async def test_machine_whose_qemu_hangs_is_booted_anew_after_the_limit_of_a_boot(tmp_path):
+    start = Starts()
     machine = SharedMachine(start, [], tmp_path, ready=ready, reset="none", boot_limit=0.2)
     async with machine:
         await machine.begin(test="first")
+        start.hang()
         await machine.begin(test="second")
-    assert len(starts) == 2
+    assert len(start.qemus) == 2
+    assert machine.account.again == ["first: QEMU was not reset in 0.2 s"]
+
+
+async def test_qemu_that_hangs_while_it_waits_for_a_test_is_replaced(tmp_path):
+    start = Starts()
+    machine = SharedMachine(start, [], tmp_path, ready=ready, reset="none", boot_limit=0.2)
+    async with machine:
+        await machine.prepare()
+        await machine.begin(test="first")
+        assert len(start.qemus) == 1
+        await machine.prepare()
+        await machine.begin(test="second")
+        assert (len(start.qemus), len(machine.account.resets)) == (1, 1)
+        await machine.prepare()
+        start.hang()
+        await machine.begin(test="third")
+    assert len(start.qemus) == 2
     assert machine.account.again == ["second: QEMU was not reset in 0.2 s"]
+
+
+async def test_machine_that_cannot_be_prepared_says_so_to_a_test_once_and_then_in_short(tmp_path):
+    async def never(*_):
+        raise GuestFailed("the guest has panicked", script="")
+
+    said = []
+    machine = SharedMachine(Starts(), [], tmp_path, ready=never, reset="boot")
+    async with machine:
+        for call in (machine.prepare, machine.begin, machine.begin):
+            with pytest.raises(GuestFailed) as caught:
+                await call()
+            said.append(str(caught.value))
+    long = "the guest has panicked\nit wrote nothing to its console"
+    short = "the machine could not be booted before: the guest has panicked"
+    assert said == [long, long, short]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from qmpsnap.errors import BadArgument, Unsupported
-from qmpsnap.model.machine_description import Machine, MachineDisk
+from qmpsnap.model.machine_description import Machine, MachineDisk, Nic
 from qmpsnap.model.start import Start
 from qmpsnap.testing.shared import source
 from qmpsnap.testing.shared.source import Overrides, find_qemu, source_of
@@ -40,6 +40,22 @@ def test_launcher_s_disks_are_named_beside_it():
         {"vda": "/i/a.qcow2", "vdb": "/i/b"},
         {"vda": "qcow2", "vdb": "raw"},
     )
+
+
+@each(
+    ("machine", "repeatable"),
+    [
+        (Machine(), True),
+        (Machine(disks=[MachineDisk(name="vda", file="/i/a.qcow2")], nics=[Nic()]), True),
+        (Machine(nics=[Nic("user,hostfwd=tcp::2222-:22")]), False),
+        (Machine(nics=[Nic("socket,mcast=230.0.0.1:4000")]), False),
+        (Machine(arguments=["-serial", "file:/tmp/console"]), False),
+        (["qemu-system-x86_64"], False),
+        (len, False),
+    ],
+)
+def test_two_run_at_once_only_if_they_name_nothing_that_both_would_use(qemu, machine, repeatable):
+    assert source_of(machine, {}, None, overrides=Overrides(qemu=str(qemu))).repeatable is repeatable
 
 
 @each(
