@@ -381,7 +381,8 @@ def test_guide_s_conftest_and_tests_pass(one_suite):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 @pytest.mark.parametrize("reset", ["memory", "clone"])
 def test_nothing_is_left_when_pytest_is_ended_by_a_signal(one_suite, number, reset):
-    with one_suite.start(BARE + WAITS, "-s", f"--qmpsnap-reset={reset}") as process:
+    options = f"--qmpsnap-reset={reset}", "--qmpsnap-spare=yes"
+    with one_suite.start(BARE + WAITS, "-s", *options) as process:
         for line in process.stdout:
             if "begun " in line:
                 break
