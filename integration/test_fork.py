@@ -117,6 +117,34 @@ async def test_memory_that_no_clone_can_have_is_refused_before_anything_is_chang
         assert (sent, listing(tmp_path)) == ([], before)
 
 
+async def test_template_of_a_child_is_made_once_its_disks_were_copied_to_files_that_stay(
+    qemu, images, tmp_path
+):
+    vda = images("base <- s1")
+    async with parent(qemu, vda.active) as vm:
+        chains = (await vm.graph()).chains()
+        async with vm.fork(1) as children:
+            async for child in children:
+                await write(child.vm, *CHILD)
+                overlay = (await child.vm.graph()).disks["vda"].active.file
+                with traced(child.vm) as sent, pytest.raises(Unsupported, match=overlay) as caught:
+                    await child.vm.freeze_template(tmp_path / "t1")
+                assert caught.value.hint.endswith(": qmpsnap mirror vda FILE --pivot")
+                assert sent == []
+                await child.vm.checkpoint("c1", mode="in-place")
+                with pytest.raises(Unsupported, match="fork's child"):
+                    await child.vm.freeze_template(tmp_path / "t1", of="c1")
+                await child.vm.delete("c1")
+                await child.vm.mirror("vda", tmp_path / "copy.qcow2", ending="pivot")
+                template = await child.vm.freeze_template(tmp_path / "t1", name="t1")
+        assert (await vm.graph()).chains() == chains
+        assert qemu.read(tmp_path / "copy.qcow2") == overwritten(content(2), CHILD)
+        async with template.clone(directory=tmp_path) as clone:
+            assert (await clone.status()).running
+        await template.remove()
+    assert qemu.read(vda.active) == content(2)
+
+
 async def end_in_a_fork(vm):
     async with vm.fork(1):
         await write(vm, *WRITE)

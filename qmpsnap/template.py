@@ -30,7 +30,7 @@ from qmpsnap.run.keepers import Keepers, keepers_of, remove_keepers, remove_left
 from qmpsnap.run.outcome import Done
 from qmpsnap.run.paths import absolute
 from qmpsnap.run.safe_open import remove_tree
-from qmpsnap.run.template_layers import layers_of, refuse_written
+from qmpsnap.run.template_layers import layers_of, refuse_of_fork, refuse_written
 from qmpsnap.run.view_lock import held, hold
 from qmpsnap.waking import Waker, check_wake
 
@@ -241,6 +241,8 @@ async def freeze(
     """
     await in_thread(partial(template_files.refuse_place, directory))
     await memory_of(vm)
+    if keepers:
+        await _refuse_of_fork(vm)
     async with own(vm, name) as checkpoint:
         taken = await checkpoint.take()
         source = await checkpoint.source()
@@ -263,7 +265,13 @@ async def plan_template(vm: OneMachine, directory: str, name: str) -> Plan | Non
         await source_of(vm, name)
         return None
     await memory_of(vm)
+    await _refuse_of_fork(vm)
     return await planned(vm, name)
+
+
+async def _refuse_of_fork(vm: OneMachine) -> None:
+    chains = (await vm.graph()).chains()
+    await in_thread(partial(refuse_of_fork, chains))
 
 
 async def template_of(
@@ -294,6 +302,8 @@ async def template_of(
         QmpsnapError: As `VM.freeze_template`, but what concerns the checkpoint itself.
     """
     name, views = source.name, source.views
+    if lasting and keepers:
+        await in_thread(partial(refuse_of_fork, {view.disk: view.files for view in views}))
     partly = template_files.Partial
     make = partial(partly, directory, source.memory_bytes, renamed=lasting)
     unfinished = await made_in_thread(make, partly.close)

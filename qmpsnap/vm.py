@@ -931,7 +931,8 @@ class VM:
             InvalidTarget: When the directory cannot be created, or there is too little space.
             NotFound: When no checkpoint is called `of`.
             Unsupported: When the guest's memory cannot be saved, is inside the images, or is an object with
-                another id than "pc.ram"; when a layer is encrypted or not a file.
+                another id than "pc.ram"; when a layer is encrypted or not a file; when the machine is the
+                child of a fork, unless each disk was moved by `mirror` to a file that stays.
             MachineDiffers: When the launcher starts another machine; `.differences` names how.
             Refused, TargetError: As `checkpoint` and the launcher do.
         """
