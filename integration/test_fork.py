@@ -327,3 +327,39 @@ async def test_helper_and_children_start_while_the_memory_is_written(
         assert ((await vm.status()).running, await vm.jobs.interrupted()) == (True, ())
     assert qemu.read(vda.active) == overwritten(content(2), WRITE)
     qemu.check_chain(*vda.files[::-1])
+
+
+@pytest.mark.one_qemu
+@pytest.mark.parametrize("who", ["helper", "child"])
+async def test_cancelled_fork_does_not_wait_for_a_qemu_of_its_own_that_hangs(
+    qemu, images, tmp_path, who, monkeypatch
+):
+    """It hangs while it loads; what is waited for of a machine that matters is 30 s, and its end 10 s."""
+    vda, perform, pids = images("base"), SessionTarget.perform, {}
+    scope, limit = anyio.CancelScope(), anyio.CancelScope()
+    async with parent(qemu, vda.active) as vm:
+        before, chains = listing(tmp_path), (await vm.graph()).chains()
+
+        @asynccontextmanager
+        async def launcher(start):
+            async with vm.launcher(start) as started:
+                pids["helper" if start.memory.share else "child"] = started.pid
+                yield started
+
+        async def performed(target, step):
+            if step.command == "migrate-incoming" and target.pid == pids.get(who):
+                os.kill(pids[who], signal.SIGSTOP)
+                scope.cancel()
+                limit.deadline = anyio.current_time() + 30
+            return await perform(target, step)
+
+        monkeypatch.setattr(SessionTarget, "perform", performed)
+        with limit, scope:
+            async with vm.fork(1, launcher=launcher, directory=tmp_path) as children:
+                async for _ in children:
+                    raise AssertionError
+        assert (scope.cancelled_caught, limit.cancelled_caught) == (True, False)
+        assert anyio.current_time() < limit.deadline
+        assert not any(Path(f"/proc/{pid}").exists() for pid in pids.values())
+        assert (listing(tmp_path), (await vm.graph()).chains()) == (before, chains)
+        assert ((await vm.moments()).moments, await vm.jobs.interrupted()) == ((), ())

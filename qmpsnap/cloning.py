@@ -11,7 +11,7 @@ from functools import partial
 from typing import Generic
 
 from qmpsnap.errors import CommandFailed, MachineDiffers, Unsupported
-from qmpsnap.helper import throwaway
+from qmpsnap.helper import expendable, throwaway
 from qmpsnap.model.parse_machine import parse_memory
 from qmpsnap.model.start import RAM_ID, GuestMemory, Start
 from qmpsnap.model.template import TemplateRecord
@@ -83,7 +83,7 @@ async def resume(clone: Waiting[M], record: TemplateRecord, directory: str) -> N
     """
     await in_thread(partial(template_files.refuse_changed, directory, record))
     load = Load(record.name, record.kept_state(directory), clone.disks, mapped=True, resume=True)
-    await clone.vm.do(load)
+    await expendable(clone.vm, clone.vm.do(load))
 
 
 async def wake_clone(vm: M, wake: Waker[M] | None, *, of: str) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import posixpath
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from typing import Any, Final, TypeVar
 
 import anyio
 
@@ -23,6 +27,9 @@ from qmpsnap.plan.intent import Load
 from qmpsnap.run.disk import in_thread, made_in_thread
 from qmpsnap.run.images import Images
 from qmpsnap.run.scratch import Scratch
+
+_PATIENCE: Final = 3.0  # seconds
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +109,37 @@ async def loaded(
         async with launcher(start) as helper:
             if started is not None:
                 await started(helper)
-            await helper.do(Load(source.name, await source.state(), disks))
+            await expendable(helper, helper.do(Load(source.name, await source.state(), disks)))
             yield helper
+
+
+async def expendable(vm: OneMachine, work: Coroutine[Any, Any, T]) -> T:
+    """Do work on a QEMU of which nothing is kept; after a cancellation it may be killed.
+
+    A cancelled operation is awaited for half a minute, because disks are to be left in order. Here that is
+    not needed: if QEMU does not answer within seconds, it is killed, which ends the work.
+    """
+    pidfd = None
+    if vm.pid is not None:
+        with suppress(OSError):  # it has ended, or is out of sight
+            pidfd = os.pidfd_open(vm.pid)
+    task = asyncio.create_task(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        with anyio.CancelScope(shield=True):
+            task.cancel()
+            await asyncio.wait({task}, timeout=_PATIENCE)
+            if not task.done() and pidfd is not None:
+                with suppress(OSError):
+                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            await asyncio.wait({task})
+            if not task.cancelled():
+                task.exception()  # what it says is of no use any more
+        raise
+    finally:
+        if pidfd is not None:
+            os.close(pidfd)
 
 
 async def kept_state(vm: OneMachine, name: str) -> KeptState:

@@ -23,6 +23,10 @@ class OneMachine(Protocol):
     name: str
     jobs: Jobs
 
+    @property
+    def pid(self) -> int | None:
+        """QEMU's process if it is known, else None."""
+
     def records_in(self, directory: str) -> None:
         """Write records to this directory, unless the machine was opened with another one."""
 

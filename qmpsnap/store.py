@@ -14,7 +14,7 @@ from dataclasses import replace
 import anyio
 
 from qmpsnap.errors import Changed, ConnectFailed, Interrupted, LinkLost, NotFound, QmpsnapError
-from qmpsnap.helper import loaded, source_of
+from qmpsnap.helper import expendable, loaded, source_of
 from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.hints import command
 from qmpsnap.one_machine import M, OneMachine, Starter
@@ -40,7 +40,7 @@ async def make_store(vm: OneMachine, name: str, launcher: Starter[M], hooks: Hoo
             starts.cancel()  # from here on the helper's operation itself heeds the hooks
             graph = await helper.graph()
             helper_plan = replace(plan, intent=None, disks=(), before=graph, after=graph)
-            done = await helper.run(helper_plan, hooks)
+            done = await expendable(helper, helper.run(helper_plan, hooks))
     except LinkLost as error:
         await _clear(vm, name)
         raise ConnectFailed(

@@ -15,7 +15,7 @@ import anyio
 
 from qmpsnap.cloning import memory_of, refuse_other_memory, resume, waiting, wake_clone
 from qmpsnap.errors import Busy, Changed, InvalidTarget, QmpsnapError
-from qmpsnap.helper import Source, choose_launcher, loaded, source_of
+from qmpsnap.helper import Source, choose_launcher, expendable, loaded, source_of
 from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.start import GuestMemory
 from qmpsnap.model.template import MEMORY, TemplateRecord
@@ -325,7 +325,7 @@ async def template_of(
             await kept.create(views, name, synced=lasting)
         disks = await in_thread(partial(layers_of, views))
         async with loaded(source, launcher, memory=memory, directory=scratch, started=check_helper) as helper:
-            await helper.do(SaveDevices(name, unfinished.state))
+            await expendable(helper, helper.do(SaveDevices(name, unfinished.state)))
         memory_state, devices_state = await in_thread(partial(unfinished.seal, sealed=sealed, synced=lasting))
         record = TemplateRecord(
             name=name,
