@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 import subprocess
+from contextlib import closing
 from types import SimpleNamespace
 
 import pytest
@@ -23,7 +24,7 @@ SNAPSHOT = (
     "ide0-hd0 is in snapshot mode (-snapshot, snapshot=on): the guest writes to a temporary file without a "
     "name, and QEMU would also remove a new overlay"
 )
-OUTSIDE = "the data of vu (vhost-user-blk-pci) is not in QEMU, so it cannot be reset"
+OUTSIDE = "the data of {} is not in QEMU, so it cannot be reset"
 STAYS = "which is not known to accept another root node"
 NO_DISK = "there is no writable disk with a medium"
 
@@ -93,6 +94,8 @@ def described(made):
         "-device",
         "nvme,drive=n,serial=1,id=nv",
     )
+    redirected = ("-chardev", "null,id=c", "-device", "usb-redir,chardev=c,id=ur")
+    drive = ("-drive", f"if=none,id=s,format=raw,file={made.raw}", "-device", "usb-storage,drive=s,id=stick")
     share = ("-virtfs", f"local,path={made.folder},mount_tag=x,security_model=none,readonly=on")
     return {
         "no disk": (machine, {}),
@@ -115,6 +118,8 @@ def described(made):
         ),
         "nvme": (made.line(*nvme), {"nv": made.qcow2}),
         "9p": (made.line(*share), {}),
+        "USB stick": (made.line("-device", "qemu-xhci", *drive), {"stick": (made.raw, "raw")}),
+        "USB device of the host": (made.line("-device", "qemu-xhci", *redirected), {}),
         "vhost-user": (made.vhost_user(made.folder / "vhost"), {}),
     }
 
@@ -122,6 +127,7 @@ def described(made):
 def expected(qemu):
     unsaved = "QEMU cannot save the VM state of this machine: non-migratable device: 0000:00:02.0/nvme"
     nvme = f"nv is nvme (/machine/peripheral/nv), {STAYS}"
+    outside = f"boot; not memory, clone: {OUTSIDE}; not disks: {NO_DISK}"
     return {
         **dict.fromkeys(
             ("no disk", "qcow2", "raw", "two disks", "read-only disk", "cdrom", "-drive"), "memory"
@@ -132,7 +138,9 @@ def expected(qemu):
         "nvme": f"boot; not memory, clone: {unsaved}; not disks: {nvme}"
         if not qemu.version.startswith("11.")
         else f"clone; not memory: {nvme}",
-        "vhost-user": f"boot; not memory, clone: {OUTSIDE}; not disks: {NO_DISK}",
+        "USB stick": f"clone; not memory: stick is usb-storage (/machine/peripheral/stick), {STAYS}",
+        "USB device of the host": outside.format("ur (usb-redir)"),
+        "vhost-user": outside.format("vu (vhost-user-blk-pci)"),
     }
 
 
@@ -166,6 +174,32 @@ def test_default_is_the_fastest_reset_that_is_safe_for_the_machine(qemu, tmp_pat
             assert (account.again, len(account.resets)) == ([], 0 if "boot" in account.reset else 1)
             found[name] = account.reset.replace(", a trial took 1.00 s", "")
     assert found == expected(qemu)
+
+
+def change_medium(vm, image):
+    vm.execute("blockdev-change-medium", {"id": "cd", "filename": image, "format": "raw"})
+
+
+def eject(vm, _):
+    vm.execute("eject", {"id": "cd", "force": True})
+
+
+@pytest.mark.one_qemu
+@pytest.mark.parametrize("act", [change_medium, eject])
+@pytest.mark.parametrize("reset", ["memory", "disks"])
+def test_next_test_finds_the_first_medium_in_the_drive(qemu, tmp_path, act, reset):
+    made = Described(qemu, tmp_path)
+    other = qemu.create(tmp_path / "other", size="16M", form="raw")  # the size alone does not tell them apart
+    drive = ("-drive", f"if=none,id=m,media=cdrom,readonly=on,format=raw,file={made.raw}")
+    machine = Machine(
+        memory_mib=32, disks=[made.disk(made.qcow2)], arguments=(*drive, "-device", "ide-cd,drive=m,id=cd")
+    )
+    source = source_of(machine, {}, None, overrides=Overrides(qemu=str(qemu.system)))
+    with Pool(reset=reset) as pool:
+        for test in ("first", "second"):
+            with closing(pool.begin("cd", source, None, test=test)) as in_use:
+                assert in_use.vm.graph().disks["cd"].files == (str(made.raw),)
+                act(in_use.vm, str(other))
 
 
 def test_machine_without_disks_is_reset_by_its_memory_alone(qemu, tmp_path, temporary):

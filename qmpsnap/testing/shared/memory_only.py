@@ -19,8 +19,9 @@ from qmpsnap.plan.plan import Plan
 from qmpsnap.vm import VM
 
 _TAG: Final = "qmpsnap-ready"
-# Their data is in another process, or in the host's kernel; QEMU's block layer does not know it.
-_OUTSIDE: Final = re.compile(r"child<((?:vhost-user-(?:blk|scsi)|vhost-scsi)[\w-]*)>")
+# Their data is in another process, in the host's kernel, or on a device of the host; QEMU's block layer does
+# not know it. A guest that has mounted a share has parts of its files in its memory.
+_OUTSIDE: Final = re.compile(r"child<((?:vhost-user-(?:blk|scsi|fs)|vhost-scsi|usb-host|usb-redir)[\w-]*)>")
 
 
 async def save(vm: VM, file: str) -> None:

@@ -25,7 +25,8 @@ class Standing(FrozenStruct, frozen=True):
     """What must be the same before each test.
 
     Attributes:
-        chains: The files of each disk below its active layer, newest first.
+        chains: The files of each disk, newest first: of one that can be written to those below its active
+            layer, of any other all, which tells its medium.
         nodes: Block nodes that are in no disk's chain, without those that QEMU has named.
         parts: Other names by kind: devices, objects, exports, chardevs, jobs.
     """
@@ -38,7 +39,9 @@ class Standing(FrozenStruct, frozen=True):
     def of(cls, graph: Graph, parts: Mapping[str, tuple[str, ...]]) -> Standing:
         """Return the state that a graph and other names describe."""
         return cls(
-            chains={name: disk.files[1:] for name, disk in graph.disks.items()},
+            chains={
+                name: disk.files[1:] if disk.writable else disk.files for name, disk in graph.disks.items()
+            },
             nodes=tuple(sorted(name for name in graph.nodes.keys() - in_chains(graph) if name[0] != "#")),
             parts=parts,
         )

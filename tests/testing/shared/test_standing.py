@@ -42,6 +42,19 @@ def test_differences_see_a_disk_that_was_unplugged():
     ]
 
 
+@each(
+    ("medium", "expected"),
+    [
+        (chain("other*").layers, "the chain of cd (new: /images/other.qcow2; gone: /images/first.qcow2)"),
+        ((), "the chain of cd (gone: /images/first.qcow2)"),
+    ],
+)
+def test_differences_see_that_a_drive_has_another_medium_or_none(medium, expected):
+    before = Standing.of(graph(Disk("cd", layers=chain("first*").layers, read_only=True)), {})
+    after = Standing.of(graph(Disk("cd", layers=medium, read_only=True)), {})
+    assert [str(one) for one in differences(before, after)] == [expected]
+
+
 def test_filters_of_a_disk_are_part_of_it():
     disk = Disk("vdc", root="thr", filters=(Filter("thr", "throttle"),), layers=chain("c*").layers)
     assert Standing.of(graph(disk), {}).nodes == ()
