@@ -87,17 +87,13 @@ with socket.socket() as found:
     port = found.getsockname()[1]
 
 @pytest.fixture(scope="session")
-def qmpsnap_machine(qmpsnap_options):
-    forwards = ["-netdev", f"user,id=net0,hostfwd=tcp:127.0.0.1:{port}-:22", "-device", "e1000,netdev=net0"]
+def qmpsnap_machine():
+    nic = qmpsnap.Nic(f"user,hostfwd=tcp:127.0.0.1:{port}-:22")
+    return qmpsnap.Machine(memory_mib=16, disks=[qmpsnap.MachineDisk(name="vda", file="BASE")], nics=[nic])
 
-    def launcher(start):
-        machine = qmpsnap.Machine(
-            qemu=f"{qmpsnap_options.qemu}/qemu-system-x86_64", accel="tcg", memory_mib=16,
-            disks=[qmpsnap.MachineDisk(name="vda", file="BASE")],
-        )
-        return qmpsnap.launch([*machine.argv(start), *forwards])
-
-    return launcher
+@pytest.fixture(scope="session")
+def qmpsnap_disks():
+    return {}
 
 @pytest.mark.parametrize("number", range(6))
 def test_port_leads_to_the_machine(vm, number):
@@ -334,8 +330,9 @@ def test_two_qemus_in_turn_see_nothing_of_each_other(suite):
     assert suite.left() == NOTHING
 
 
-def test_second_qemu_that_does_not_start_is_given_up(one_suite):
-    ended = one_suite.run(PORT, "--qmpsnap-spare=yes", "--qmpsnap-reset=memory")
+@pytest.mark.parametrize("reset", ["memory", "clone"])
+def test_port_of_the_host_is_forwarded_and_a_second_qemu_that_cannot_have_it_is_given_up(one_suite, reset):
+    ended = one_suite.run(PORT, "--qmpsnap-spare=yes", f"--qmpsnap-reset={reset}")
     assert (ended.code, ended.counts["passed"]) == (0, 6)
     assert re.search(r"1 boot\(s\), 5 reset\(s\)", ended.out)
     assert re.search(r"\none QEMU again: .*Could not set up host forwarding rule", ended.out)

@@ -58,7 +58,7 @@ class Start:
     """How a new QEMU must differ from the first QEMU of the machine; the argument of a launcher.
 
     Everything else (devices, CPU, size of the memory) must be as in the first. Whatever only one process can
-    have (listening sockets, ports, a pid file) must be different.
+    have (listening sockets, ports, a pid file) must be different, unless the new QEMU is alone.
 
     Attributes:
         disks: The image that each disk starts from, by the disk's name; each is a qcow2 image.
@@ -67,6 +67,8 @@ class Start:
         paused: Whether the guest stays paused until qmpsnap resumes it; with `incoming` it always does.
         directory: A directory for the new QEMU's sockets and logs, which nobody else uses; "": none.
         monitors: Paths of unix sockets on which QEMU has to listen for further QMP clients, one client each.
+        alone: Whether no other QEMU of the machine runs, so that this one may have its network connections:
+            forwarded ports, a tap, a socket.
     """
 
     disks: Mapping[str, str] = field(default_factory=Frozen)
@@ -75,6 +77,7 @@ class Start:
     paused: bool = False
     directory: str = ""
     monitors: tuple[str, ...] = ()
+    alone: bool = False
 
     @property
     def arguments(self) -> tuple[str, ...]:

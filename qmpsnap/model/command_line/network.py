@@ -10,8 +10,8 @@ _FORWARDED: Final = frozenset({"hostfwd", "tcp-ports", "udp-ports"})  # of user;
 _ALONE: Final = frozenset({"l2tpv3", "vhost-user", "vhost-vdpa", "af-xdp", "netmap"})
 
 
-def network(option: Option) -> Option:
-    """Return the option without forwarded ports.
+def network(option: Option, *, alone: bool) -> Option:
+    """Return the option without forwarded ports; as it is, if no other QEMU of the machine runs.
 
     Raises:
         Unsupported: When only one QEMU can have this connection.
@@ -19,10 +19,12 @@ def network(option: Option) -> Option:
     keys = read_keys(option, "type")
     full_names = {key for key, _ in keys}
     kind, names = last(keys, "type"), {key.partition(".")[0] for key, _ in keys}
-    if kind in _ALONE:
-        option.refuse("its backend can serve only one machine")
     if names & {"fd", "fds", "vhostfd", "vhostfds"} or last(keys, "addr.type") == "fd":
         option.refuse("its descriptor belongs to the first QEMU")
+    if alone:
+        return option
+    if kind in _ALONE:
+        option.refuse("its backend can serve only one machine")
     if kind == "tap" and "ifname" in names:
         option.refuse(f"the interface {last(keys, 'ifname')!r} belongs to the first QEMU")
     is_group = (kind == "socket" and "mcast" in names) or (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Final
 
 from qmpsnap.model.command_line.network import network
@@ -51,9 +52,10 @@ class Own:
 
     Args:
         directory: Directory of that QEMU, for its sockets and logs; "": none.
+        alone: Whether the first QEMU has ended, so that its network connections are free.
     """
 
-    def __init__(self, directory: str) -> None:
+    def __init__(self, directory: str, *, alone: bool = False) -> None:
         self._directory = directory
         self._taken = set(_OF_LAUNCH)
         self._changes: Mapping[str, Callable[[Option], Option | None]] = {
@@ -62,9 +64,7 @@ class Own:
             "-parallel": self._serial,
             "-debugcon": self._serial,
             "-chardev": self._chardev,
-            "-netdev": network,
-            "-nic": network,
-            "-net": network,
+            **dict.fromkeys(("-netdev", "-nic", "-net"), partial(network, alone=alone)),
             "-vnc": lambda _: Option("-vnc", "none"),
             "-display": _display,
             "-spice": self._spice,

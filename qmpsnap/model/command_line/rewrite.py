@@ -28,7 +28,7 @@ def for_start(argv: Sequence[str], start: Start) -> list[str]:
     program, options = split(argv)
     options = with_images(options, start.disks)
     options, more = with_memory(options, start)
-    own = Own(start.directory)
+    own = Own(start.directory, alone=start.alone)
     rewritten = [other for option in options if (other := own.of(option)) is not None]
     if not {"-display", "-nographic"} & {option.name for option in rewritten}:
         rewritten.append(Option("-display", "none"))  # else it would open a window

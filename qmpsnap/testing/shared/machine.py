@@ -247,7 +247,11 @@ class SharedMachine:
         directory.mkdir()
         disks = await overlay_each(self._bases, directory)
         start = Start(
-            disks=disks, directory=str(directory), monitors=monitors(directory), paused=mode == "disks"
+            disks=disks,
+            directory=str(directory),
+            monitors=monitors(directory),
+            paused=mode == "disks",
+            alone=True,
         )
         try:
             booted = await self._start(self.launcher(start), [directory], mode)
@@ -283,7 +287,7 @@ class SharedMachine:
 
         def launcher(start: Start) -> AbstractAsyncContextManager[VM]:
             places.append(Path(start.directory))
-            return self.launcher(replace(start, monitors=monitors(places[0])))
+            return self.launcher(replace(start, monitors=monitors(places[0]), alone=True))
 
         clone = self._template.clone(launcher=launcher, directory=self._directory)
         booted = await self._start(clone, places, "clone")

@@ -147,6 +147,23 @@ def test_base_that_another_disk_reads_stays():
     assert "backing" not in rewritten(line, {"a": "/n"})
 
 
+@each(
+    "line",
+    [
+        "-netdev user,id=net0,hostfwd=tcp:127.0.0.1:60022-:22 -device e1000,netdev=net0",
+        "-nic user,hostfwd=tcp::2222-:22,hostfwd=tcp::8080-:80",
+        "-netdev tap,id=n,ifname=tap0,script=no -device virtio-net-pci,netdev=n",
+        "-netdev socket,id=n,connect=127.0.0.1:1234 -device virtio-net-pci,netdev=n",
+        "-netdev vhost-user,id=n,chardev=c -device virtio-net-pci,netdev=n",
+        "-netdev passt,id=n,tcp-ports.0.str=8080:80 -device virtio-net-pci,netdev=n",
+    ],
+)
+def test_qemu_that_is_alone_keeps_the_network(line: str) -> None:
+    assert rewritten(line, alone=True) == line
+    with pytest.raises(Unsupported, match="its descriptor belongs to the first QEMU"):
+        rewritten("-netdev tap,id=n,fd=3", alone=True)
+
+
 MAIN = "-machine q35,memory-backend=ram -object memory-backend-file,id=ram,size=1G,mem-path=/huge,share=on"
 
 
