@@ -126,7 +126,10 @@ def test_fork_is_no_interrupted_operation_as_long_as_its_client_lives(
             waited = cli("-s", second, "job", "wait", job_id)
             assert (waited.code, "is still at work" in waited.err) == (3, True), waited
         assert f"to finish it: qmpsnap job wait {job_id}" in cli("jobs").out
-        assert cli("job", "wait", job_id).code == 0
+        plan = cli("job", "cancel", job_id, "-n")
+        assert (plan.code, plan.out.count("block-commit")) == (0, 1), plan
+        assert "becomes [base] <- [s1*]" in " ".join(plan.out.split())
+        assert cli("job", "cancel", job_id).code == 0
         assert (cli("jobs").out, listing(tmp_path)) == ("no jobs\n", before)
 
 

@@ -23,6 +23,7 @@ from qmpsnap.own_checkpoint import Own, own, planned
 from qmpsnap.plan.plan import Plan
 from qmpsnap.run.disk import in_thread, made_in_thread
 from qmpsnap.run.fast_place import fast_place
+from qmpsnap.run.guard import removed_at_death
 from qmpsnap.run.log import get_logger
 from qmpsnap.run.scratch import Scratch
 from qmpsnap.run.view_lock import Locks
@@ -183,6 +184,8 @@ async def fork(
     async with AsyncExitStack() as stack:
         temporary = await stack.enter_async_context(AsyncExitStack())
         place = await _scratch(temporary, directory)
+        if directory:  # where the next call may not come by
+            stack.enter_context(removed_at_death(place.path))
         fast = "" if directory else await _fast_place(memory_bytes)
         memory_place = await _scratch(temporary, fast) if fast else place
         children: Children[M] = Children(count)

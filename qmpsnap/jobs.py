@@ -10,7 +10,7 @@ from qmpsnap.errors import Busy, Changed, ForeignJob, Interrupted, NotFound
 from qmpsnap.model.arguments import Speed, Text, check, number, refuse
 from qmpsnap.model.graph import Graph
 from qmpsnap.model.hints import command
-from qmpsnap.model.interrupted import LeftBehind
+from qmpsnap.model.interrupted import LeftBehind, is_of_fork
 from qmpsnap.model.job import VERBS, Job, JobVerb, parse_job_id
 from qmpsnap.model.job_place import JobPlace, job_places
 from qmpsnap.model.record import IntentRecord
@@ -181,7 +181,8 @@ class Jobs:
         """Cancel a job, wait for its end, and clean up after its operation.
 
         If the job has completed meanwhile, the operation is finished instead; the result's chains show it. A
-        job that is not ours is only asked to stop, and not waited for.
+        job that is not ours is only asked to stop, and not waited for. What a fork has left is taken back, as
+        `wait` does.
 
         Returns:
             What was changed, and which files no longer hold their moment; None for a job that is not ours,
@@ -200,10 +201,11 @@ class Jobs:
         if plan is None:
             await self._target.execute("job-cancel", {"id": job_id})
             return None
-        hooks = Hooks(cancel=anyio.Event())
-        hooks.cancel.set()  # type: ignore[union-attr]
+        stop = anyio.Event()
+        if not is_of_fork(job_id):  # of which only the way back is left
+            stop.set()
         try:
-            return await self._executor.run(plan, hooks, seen=plan.before)
+            return await self._executor.run(plan, Hooks(cancel=stop), seen=plan.before)
         except Interrupted as stopped:
             graph = await self._target.graph()
             return Done(

@@ -14,9 +14,10 @@ from typing import Generic
 import anyio
 
 from qmpsnap.cloning import memory_of, refuse_other_memory, resume, waiting, wake_clone
-from qmpsnap.errors import Busy, Changed, InvalidTarget, QmpsnapError
+from qmpsnap.errors import Busy, Changed, InvalidTarget, NotFound, QmpsnapError, TargetExists
 from qmpsnap.helper import Source, choose_launcher, expendable, loaded, source_of
 from qmpsnap.model.frozen import Frozen
+from qmpsnap.model.hints import command
 from qmpsnap.model.start import GuestMemory
 from qmpsnap.model.template import MEMORY, TemplateRecord
 from qmpsnap.model.view import DiskView
@@ -143,14 +144,17 @@ class Template(Generic[M]):
     async def remove(self) -> tuple[str, ...]:
         """Remove the template, and the images that show that its layers are needed.
 
-        Files of yours in its directory stay, and so does the directory then. What somebody else has removed
-        is not missed. Of a copy of a template's directory the copy alone is removed.
+        Files of yours in its directory stay, and so does the directory then. Memory, state or images that
+        somebody else has removed are not missed. Of a copy of a template's directory the copy alone is
+        removed.
 
         Returns:
             The images that were removed.
 
         Raises:
             Busy: When a clone of it is running.
+            NotFound: When its directory was moved or removed.
+            TargetExists: When another template is in the directory now.
             InvalidTarget: When a file cannot be removed; `changed` says whether others were. Call it again
                 then.
         """
@@ -159,6 +163,8 @@ class Template(Generic[M]):
             raise Busy(f"a clone of {self.record.name!r} is running", node="", job_id="", hint="end it first")
         if self._keepers is not None:
             self._keepers.release()
+        else:
+            await self._refuse_other()
         keepers = await keepers_of(self.directory, self.record.keepers)
         removed = await remove_keepers(keepers)
         try:
@@ -168,6 +174,24 @@ class Template(Generic[M]):
                 error.changed = Changed.YES
             raise
         return tuple(keepers)
+
+    async def _refuse_other(self) -> None:
+        """Refuse a directory that is no longer that of this template."""
+        try:
+            there = await in_thread(partial(template_files.read_template, self.directory))
+        except NotFound as error:
+            error.hint = (
+                "if it was moved, remove it there; if it was removed, name one of the images beside the "
+                f"layers ({command('template', '--remove', 'IMAGE')})"
+            )
+            raise
+        if there != self.record:
+            raise TargetExists(
+                f"another template is in {self.directory!r} now",
+                file=self.directory,
+                hint="open that one, or name one of the images beside the layers "
+                f"({command('template', '--remove', 'IMAGE')})",
+            )
 
     def __repr__(self) -> str:
         return f"<Template {self.name!r} in {self.directory!r}>"

@@ -16,8 +16,10 @@ from qmpsnap.cli.progress import reporter
 from qmpsnap.cli.runner import current_app, hooks, run, show_done, show_plan, show_steps
 from qmpsnap.cli.signals import Signals
 from qmpsnap.errors import AmbiguousName, Refused
+from qmpsnap.model.interrupted import is_of_fork
 from qmpsnap.model.job import Job, parse_job_id
 from qmpsnap.model.printable import printable
+from qmpsnap.model.step import Step
 from qmpsnap.model.units import size
 from qmpsnap.plan.plan import Plan
 from qmpsnap.run.outcome import Done
@@ -91,13 +93,14 @@ def cancel(job_id: str, *, foreign: bool) -> None:
     app = current_app()
     started = time.monotonic()
 
-    async def work(vm: VM, signals: Signals) -> Plan | Done | Job:
+    async def work(vm: VM, signals: Signals) -> Plan | tuple[Step, ...] | Done | Job:
         found = await _full_id(vm, job_id)
         if parse_job_id(found) is None:
             return await _act(vm, signals, found, lambda: vm.jobs.cancel(found, foreign=foreign))
         plan = await vm.jobs.plan(found)
         if app.dry_run:
-            return plan
+            undone = tuple(undo for step in reversed(plan.resumes) for undo in step.undo)
+            return plan if is_of_fork(found) else undone
         with signals.operation(plan, name=found):
             done = await vm.jobs.cancel(found)
         assert done is not None  # noqa: S101 - a job of ours has a result
@@ -107,7 +110,8 @@ def cancel(job_id: str, *, foreign: bool) -> None:
         case Done() as done:
             show_done(done)
         case Plan() as plan:
-            undone = (undo for step in reversed(plan.resumes) for undo in step.undo)
+            show_plan(plan)
+        case tuple() as undone:
             show_steps(*((step.command, step.arguments, step.on) for step in undone))
         case another:
             _sent(another, "job-cancel", {"id": another.id}, time.monotonic() - started)
