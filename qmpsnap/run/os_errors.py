@@ -9,10 +9,14 @@ import errno
 import os
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Final
 
 from qmpsnap.errors import InvalidTarget
 from qmpsnap.model.files import NOT_ALLOWED
 from qmpsnap.run.lock_holders import user_of
+
+# These need no permission to write to the directory.
+_READING: Final = frozenset({"open", "read", "look at", "resolve", "lock"})
 
 # Other errors have the C library's text and no hint.
 _TABLE: Mapping[int, tuple[str, str]] = MappingProxyType(
@@ -76,7 +80,7 @@ def unusable(file: str, error: OSError | ValueError, verb: str) -> InvalidTarget
         while not os.path.isdir(above := os.path.dirname(directory)) and above != directory:
             directory = above
         why, what = f"there is no directory {directory!r}", "create it first"
-    elif number in {errno.EACCES, errno.EPERM, errno.EROFS}:
+    elif number in {errno.EACCES, errno.EPERM, errno.EROFS} and verb not in _READING:
         why = f"{directory!r} is not writable for qmpsnap ({why})"
     elif number == errno.EAGAIN:
         why = f"{user_of(file)} holds a lease or a lock on it"

@@ -13,6 +13,7 @@ from typing import Final
 from qmpsnap.errors import InvalidTarget, Unsupported
 from qmpsnap.model.machine_description import Machine, MachineDisk, escaped
 from qmpsnap.run.accelerator import accelerator
+from qmpsnap.run.os_errors import unusable
 from qmpsnap.testing.fetching import agent_directory, cache_directory, guest_directory
 from qmpsnap.testing.initramfs import MODULES, PORT_NAME, build_initramfs, is_static_elf
 from qmpsnap.testing.writer import WRITER_SCRIPT
@@ -52,13 +53,19 @@ def find_guest_image(*, agent: bool = False) -> GuestImage:
 
     Raises:
         Unsupported: When a part is missing; the hint says how to get it.
-        InvalidTarget: When the initramfs cannot be written into the cache.
+        InvalidTarget: When a part cannot be read, or the initramfs cannot be written into the cache.
     """
     cache, parts = cache_directory() / "guest", guest_directory()
     kernel = parts / "vmlinuz"
-    if not kernel.is_file():
-        raise Unsupported(f"no guest kernel {kernel}", feature="guest", hint=_HINT)
-    modules = {path.stem: path.read_bytes() for path in parts.glob("modules/*.ko") if path.stem in MODULES}
+    try:
+        with kernel.open("rb"):
+            pass
+        found = [path for path in (parts / "modules").glob("*.ko") if path.stem in MODULES]
+        modules = {path.stem: path.read_bytes() for path in found}
+    except (FileNotFoundError, NotADirectoryError):
+        raise Unsupported(f"no guest kernel {kernel}", feature="guest", hint=_HINT) from None
+    except OSError as error:
+        raise unusable(error.filename or str(kernel), error, "read") from error
     archive = build_initramfs(
         busybox=_busybox(parts),
         modules=modules,

@@ -56,6 +56,13 @@ def test_unusable_says_whose_leave_is_missing() -> None:
     assert error.hint == "run as the owner of the file and its directory"
 
 
+@each("verb", ["open", "read"])
+def test_unusable_does_not_blame_the_directory_of_a_file_that_may_not_be_read(verb: str) -> None:
+    error = unusable("/d/f", PermissionError(errno.EACCES, "Permission denied"), verb)
+    assert error.message == f"cannot {verb} '/d/f': permission denied"
+    assert error.hint == "run as a user who is allowed to do that"
+
+
 def test_unusable_names_the_process_that_holds_a_lease_or_a_lock(tmp_path: Path) -> None:
     file = tmp_path / "m"
     file.touch()

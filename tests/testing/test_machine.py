@@ -53,6 +53,13 @@ def test_find_guest_image_builds_one_initramfs_for_the_same_parts(guest_parts):
     assert find_guest_image().initrd != image.initrd
 
 
+def test_find_guest_image_says_why_a_part_cannot_be_read(guest_parts):
+    (guest_parts / "modules/virtio.ko").mkdir()
+    with pytest.raises(InvalidTarget) as refused:
+        find_guest_image()
+    assert refused.value.message == f"cannot read '{guest_parts}/modules/virtio.ko': it is a directory"
+
+
 def test_find_guest_image_says_what_to_run_when_the_kernel_is_missing(guest_parts):
     (guest_parts / "vmlinuz").unlink()
     with pytest.raises(Unsupported, match="no guest kernel") as missing:
