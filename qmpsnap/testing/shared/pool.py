@@ -167,7 +167,7 @@ class Pool:
         )
 
     async def _has_room(self, vm: VM) -> bool:
-        return bool(self._spare) or await has_room(vm, workers=self._workers)
+        return bool(self._spare) or await has_room(vm, self._directory, workers=self._workers)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+from types import SimpleNamespace
 
 from qmpsnap.testing.shared.room import is_room_for
 from tests.each import each
@@ -47,5 +49,13 @@ def test_each_worker_has_a_second_processor_and_four_times_the_guest(
     (tmp_path / "meminfo").write_text(f"MemTotal: 7 kB\n{meminfo}\nBuffers: 3 kB\n")
     for name, text in cgroup.items():
         (tmp_path / name).write_text(text)
-    found = is_room_for(MIB, workers=workers, cgroup=tmp_path, meminfo=tmp_path / "meminfo")
+    found = is_room_for(MIB, tmp_path, workers=workers, cgroup=tmp_path, meminfo=tmp_path / "meminfo")
+    assert found is expected
+
+
+@each(("free_mib", "workers", "expected"), [(4, 1, True), (3, 1, False), (8, 2, True), (7, 2, False)])
+def test_disk_has_four_times_the_guest_free(monkeypatch, tmp_path, free_mib, workers, expected):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(4))
+    monkeypatch.setattr(shutil, "disk_usage", {tmp_path: SimpleNamespace(free=free_mib * MIB)}.get)
+    found = is_room_for(MIB, tmp_path, workers=workers, cgroup=tmp_path, meminfo=tmp_path / "meminfo")
     assert found is expected
