@@ -11,9 +11,8 @@ import math
 import os
 import re
 import sys
-import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -21,6 +20,7 @@ import pytest
 
 if TYPE_CHECKING:
     from qmpsnap.testing.shared.faces import Face
+    from qmpsnap.testing.shared.options import QmpsnapOptions
     from qmpsnap.testing.shared.pool import InUse, Pool
     from qmpsnap.testing.shared.standing import Reset
 
@@ -28,31 +28,6 @@ _RESETS: Final = ("memory", "clone", "disks", "boot", "none")
 _IN_USE: Final = pytest.StashKey["InUse"]()
 _POOL: Final = pytest.StashKey["Pool"]()
 _WORKERS: Final = pytest.StashKey[list[dict[str, Any]]]()
-
-
-@dataclass(frozen=True)
-class QmpsnapOptions:
-    """The options of the command line, or else of the ini file.
-
-    Attributes:
-        qemu: The system emulator: its path, its directory, or "" for the one on PATH.
-        accel: kvm or tcg; "": kvm where it works.
-        memory_mib: Size of the guest's memory in MiB; 0: the machine's own.
-        reset: How machines are reset; "": the fastest way that works for each.
-        boot_limit: Seconds that a guest may take until it is ready.
-        spare: yes or no: whether a second QEMU is reset while a test uses the first; "": where it pays.
-        keep: Whether the overlays of a failed test are kept, too.
-        artifacts: Directory for the folders of failed tests; "": pytest's own temporary directory.
-    """
-
-    qemu: str
-    accel: str
-    memory_mib: int
-    reset: str
-    boot_limit: float
-    spare: str
-    keep: bool
-    artifacts: str
 
 
 _OPTIONS: Final = {
@@ -77,7 +52,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Declare the marker, and refuse options that mean nothing."""
-    _options(config)
+    _checked_options(config)
     config.addinivalue_line(
         "markers",
         "qmpsnap(reset='memory'|'clone'|'disks'|'boot'|'none'): how the machine of vm and guest is reset "
@@ -217,6 +192,12 @@ def _checked_reset(reset: object, where: str) -> object:
 
 
 def _options(config: pytest.Config) -> QmpsnapOptions:
+    from qmpsnap.testing.shared.options import QmpsnapOptions  # noqa: PLC0415
+
+    return QmpsnapOptions(**_checked_options(config))
+
+
+def _checked_options(config: pytest.Config) -> dict[str, Any]:
     given = {name: _value(config, name) for name in _OPTIONS}
     if given["accel"] not in {"", "kvm", "tcg"}:
         raise pytest.UsageError(f"--qmpsnap-accel is {given['accel']!r}: give kvm or tcg")
@@ -231,16 +212,16 @@ def _options(config: pytest.Config) -> QmpsnapOptions:
         limit = math.nan
     if not 0 < limit < math.inf:
         raise pytest.UsageError(f"--qmpsnap-boot-limit is {given['boot-limit']!r}: give a number of seconds")
-    return QmpsnapOptions(
-        qemu=given["qemu"],
-        accel=given["accel"],
-        memory_mib=int(given["memory"] or 0),
-        reset=given["reset"],
-        boot_limit=limit,
-        spare=given["spare"],
-        keep=config.getoption("--qmpsnap-keep"),
-        artifacts=given["artifacts"],
-    )
+    return {
+        "qemu": given["qemu"],
+        "accel": given["accel"],
+        "memory_mib": int(given["memory"] or 0),
+        "reset": given["reset"],
+        "boot_limit": limit,
+        "spare": given["spare"],
+        "keep": config.getoption("--qmpsnap-keep"),
+        "artifacts": given["artifacts"],
+    }
 
 
 def _value(config: pytest.Config, name: str) -> str:
@@ -317,54 +298,23 @@ def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Keep the logs and messages of a failed test, and name the folder in its report."""
-    if call.excinfo is not None and not item.config.getoption("fulltrace"):
-        _end_traceback_at_test(call.excinfo.value)
+    if "qmpsnap.errors" not in sys.modules:  # nothing of qmpsnap is in use
+        return (yield)
+    from qmpsnap.testing.shared import reports  # noqa: PLC0415
+
+    error = None if call.excinfo is None or item.config.getoption("fulltrace") else call.excinfo.value
+    if error is not None:
+        reports.end_traceback_at_test(error, plugin=__file__)
     report = yield
-    if call.excinfo is not None and call.when == "setup" and not item.config.getoption("fulltrace"):
-        _leave_out_fixture(call.excinfo.value, report)
+    if error is not None and call.when == "setup":
+        reports.leave_out_fixture(error, report, plugin=__file__)
     if report.failed and report.when != "teardown" and _IN_USE in item.stash:
         options = _options(item.config)
         root = options.artifacts or str(item.config._tmp_path_factory.getbasetemp() / "qmpsnap")  # type: ignore[attr-defined]  # noqa: SLF001
         folder = Path(root).absolute() / re.sub(r"[^A-Za-z0-9_.-]+", "-", item.nodeid)[-100:]
-        try:
-            item.stash[_IN_USE].keep(folder, overlays=options.keep)
-            names = ", ".join(sorted(path.name for path in folder.iterdir()))
-            text = f"{folder}\nhas {names}"
-        except Exception as error:  # noqa: BLE001 - the test's own failure must stay visible
-            text = f"nothing could be kept: {error}"
+        text = reports.keep_failed(item.stash[_IN_USE], folder, overlays=options.keep)
         report.sections.append(("qmpsnap", text))
     return report
-
-
-def _end_traceback_at_test(error: BaseException) -> None:
-    """Remove the frames below the test from an error of qmpsnap, whose message says it all.
-
-    They would hide the line of the test. With pytest's --full-trace they stay.
-    """
-    errors = sys.modules.get("qmpsnap.errors")
-    if errors is None or not isinstance(error, errors.QmpsnapError):
-        return
-    package = str(Path(__file__).parent)
-    entry, above = error.__traceback__, None
-    while entry is not None:
-        file = entry.tb_frame.f_code.co_filename
-        if above is not None and file != __file__ and file.startswith(package):
-            above.tb_next = None
-            error.__cause__, error.__suppress_context__ = None, True
-            return
-        above, entry = entry, entry.tb_next
-
-
-def _leave_out_fixture(error: BaseException, report: pytest.TestReport) -> None:
-    """Leave only the message of an error that a fixture of this file has raised; its source adds nothing."""
-    frames = [entry.f_code.co_filename for entry, _ in traceback.walk_tb(error.__traceback__)]
-    if frames[-1:] != [__file__]:
-        return
-    for shown, *_ in getattr(report.longrepr, "chain", ()):
-        entry = shown.reprentries[-1]
-        if lines := [line for line in entry.lines if line.startswith("E ")]:
-            entry.lines, entry.reprfuncargs = lines, None
-            shown.reprentries = [entry]
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
@@ -390,20 +340,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     accounts = config.stash.get(_WORKERS, [])
     if not accounts:
         return
+    from qmpsnap.testing.shared.reports import lines_of  # noqa: PLC0415
+
     terminalreporter.section("qmpsnap")
     for account in accounts:
-        for line in _report_lines(**account):
+        for line in lines_of(**account):
             terminalreporter.line(line)
-
-
-def _report_lines(
-    *, reset: str, boots: list[float], resets: list[float], again: list[str], spare: str, worker: str = ""
-) -> list[str]:
-    typical = f", {sorted(resets)[len(resets) // 2]:.2f} s each" if resets else ""
-    how = reset or ("as the tests' markers say" if boots else "not chosen, because no machine became ready")
-    lines = [
-        f"reset: {how}; {len(boots)} boot(s), {len(resets)} reset(s){typical}",
-        *([spare] if spare else []),
-        *(f"booted anew after {line}" for line in again),
-    ]
-    return [f"[{worker}] {line}" for line in lines] if worker else lines

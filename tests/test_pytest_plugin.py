@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import asdict
+import subprocess
+import sys
 from typing import cast
 
 import pytest
 
 from qmpsnap import pytest_plugin
-from qmpsnap.testing.shared.machine import Account
+from qmpsnap.testing.shared.options import QmpsnapOptions
 from tests.each import each
 
 
@@ -33,7 +34,7 @@ def options(**given):
 
 def test_options_of_the_command_line_go_before_those_of_the_ini_file():
     ini = {"qmpsnap_memory": "32", "qmpsnap_boot_limit": "9.5"}
-    assert options(memory="64", reset="boot", keep=True, ini=ini) == pytest_plugin.QmpsnapOptions(
+    assert options(memory="64", reset="boot", keep=True, ini=ini) == QmpsnapOptions(
         qemu="", accel="", memory_mib=64, reset="boot", boot_limit=9.5, keep=True, artifacts="", spare=""
     )
 
@@ -55,33 +56,6 @@ def test_options_that_mean_nothing_are_a_usage_error(option, words):
         pytest_plugin.pytest_configure(cast("pytest.Config", Config(**option)))
 
 
-@each(
-    ("account", "lines"),
-    [
-        (Account(), ["reset: not chosen, because no machine became ready; 0 boot(s), 0 reset(s)"]),
-        (Account(boots=[2.0]), ["reset: as the tests' markers say; 1 boot(s), 0 reset(s)"]),
-        (
-            Account(reset="memory, as chosen", boots=[3.0, 2.5], resets=[0.3, 0.1, 0.2], again=["a: b"]),
-            ["reset: memory, as chosen; 2 boot(s), 3 reset(s), 0.20 s each", "booted anew after a: b"],
-        ),
-        (
-            Account(reset="memory, as chosen", boots=[2.0], spare="one QEMU again: no port"),
-            ["reset: memory, as chosen; 1 boot(s), 0 reset(s)", "one QEMU again: no port"],
-        ),
-    ],
-)
-def test_report_says_what_was_done(account, lines):
-    assert pytest_plugin._report_lines(**asdict(account)) == lines
-
-
-def test_report_names_the_worker_of_each_line():
-    account = asdict(Account(reset="memory, as chosen", boots=[3.0], again=["a: b"]))
-    assert pytest_plugin._report_lines(**account, worker="gw1") == [
-        "[gw1] reset: memory, as chosen; 1 boot(s), 0 reset(s)",
-        "[gw1] booted anew after a: b",
-    ]
-
-
 async def test_coroutines_keep_what_plugins_look_at():
     async def test(vm):
         return vm
@@ -100,3 +74,20 @@ async def test_coroutines_keep_what_plugins_look_at():
     assert vars(wrapped)["_force_asyncio_fixture"]
     assert [value async for value in wrapped(vm=2)] == [2]
     assert left == [2]
+
+
+RUN = """
+import sys
+import pytest
+
+code = pytest.main(["-q", "-p", "no:cacheprovider", "-p", "no:asyncio", sys.argv[1]])
+ours = {"qmpsnap", "qemu", "structlog"}
+print(int(code), sorted(name for name in sys.modules if name.split(".")[0] in ours))
+"""
+
+
+def test_run_that_does_not_use_the_plugin_imports_nothing_but_its_file(tmp_path):
+    (tmp_path / "test_it.py").write_text("def test_fails():\n    assert not __file__\n")
+    words = [sys.executable, "-c", RUN, tmp_path]
+    done = subprocess.run(words, cwd=tmp_path, check=False, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "1 ['qmpsnap', 'qmpsnap.pytest_plugin']", done.stdout

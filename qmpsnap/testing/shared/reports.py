@@ -1,0 +1,69 @@
+"""What the pytest plugin adds to the report of a failed test and of a session, and leaves out of them."""
+
+from __future__ import annotations
+
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qmpsnap.errors import QmpsnapError
+
+if TYPE_CHECKING:
+    import pytest
+
+    from qmpsnap.testing.shared.pool import InUse
+
+_PACKAGE = str(Path(__file__).parents[2])
+
+
+def end_traceback_at_test(error: BaseException, *, plugin: str) -> None:
+    """Remove the frames below the test from an error of qmpsnap, whose message says it all.
+
+    They would hide the line of the test. The frames of `plugin`, the plugin's file, are above it.
+    """
+    if not isinstance(error, QmpsnapError):
+        return
+    entry, above = error.__traceback__, None
+    while entry is not None:
+        file = entry.tb_frame.f_code.co_filename
+        if above is not None and file != plugin and file.startswith(_PACKAGE):
+            above.tb_next = None
+            error.__cause__, error.__suppress_context__ = None, True
+            return
+        above, entry = entry, entry.tb_next
+
+
+def leave_out_fixture(error: BaseException, report: pytest.TestReport, *, plugin: str) -> None:
+    """Leave only the message of an error that a fixture of `plugin` has raised; its source adds nothing."""
+    frames = [entry.f_code.co_filename for entry, _ in traceback.walk_tb(error.__traceback__)]
+    if frames[-1:] != [plugin]:
+        return
+    for shown, *_ in getattr(report.longrepr, "chain", ()):
+        entry = shown.reprentries[-1]
+        if lines := [line for line in entry.lines if line.startswith("E ")]:
+            entry.lines, entry.reprfuncargs = lines, None
+            shown.reprentries = [entry]
+
+
+def keep_failed(in_use: InUse, folder: Path, *, overlays: bool) -> str:
+    """Keep the logs and messages of a failed test in a folder; return what it has, or why nothing."""
+    try:
+        in_use.keep(folder, overlays=overlays)
+        names = ", ".join(sorted(path.name for path in folder.iterdir()))
+    except Exception as error:  # noqa: BLE001 - the test's own failure must stay visible
+        return f"nothing could be kept: {error}"
+    return f"{folder}\nhas {names}"
+
+
+def lines_of(
+    *, reset: str, boots: list[float], resets: list[float], again: list[str], spare: str, worker: str = ""
+) -> list[str]:
+    """How the machines of a process were reset, and why any was booted again; `worker`: its name in xdist."""
+    typical = f", {sorted(resets)[len(resets) // 2]:.2f} s each" if resets else ""
+    how = reset or ("as the tests' markers say" if boots else "not chosen, because no machine became ready")
+    lines = [
+        f"reset: {how}; {len(boots)} boot(s), {len(resets)} reset(s){typical}",
+        *([spare] if spare else []),
+        *(f"booted anew after {line}" for line in again),
+    ]
+    return [f"[{worker}] {line}" for line in lines] if worker else lines
