@@ -62,9 +62,13 @@ class Witness:
             GuestFailed: When it has; the message says how, and has the console's last lines.
         """
         ends: list[str] = []
+        before = "" if self._console is None else self._console()
+
+        def panicked() -> bool:
+            return self._console is not None and has_panicked(self._console(), before=before)
 
         def end(how: str) -> None:
-            ends.append(how)
+            ends.append(_PANICKED if how and panicked() else how)  # a kernel may reset the machine afterwards
             scope.cancel()
 
         def look(event: Event) -> None:
@@ -79,7 +83,7 @@ class Witness:
                 if self._vm is not None:
                     stack.enter_context(self._vm.events(look))
                 if self._console is not None:
-                    stack.enter_context(_reading(self._console, end))
+                    stack.enter_context(_reading(self._console, panicked, end))
                 yield
                 return
         except GuestFailed as error:  # that the port was closed, for example: the event says why
@@ -123,16 +127,17 @@ class Witness:
 
 
 @contextmanager
-def _reading(console: Callable[[], str], end: Callable[[str], None]) -> Iterator[None]:
+def _reading(
+    console: Callable[[], str], panicked: Callable[[], bool], end: Callable[[str], None]
+) -> Iterator[None]:
     """Look for a panic in what the console prints during the block. A log has no event for us."""
-    loop, before, seen_at = asyncio.get_running_loop(), console(), 0.0
+    loop, seen_at = asyncio.get_running_loop(), 0.0
 
     def look() -> None:
         nonlocal seen_at
-        text = console()
-        if has_panicked(text, before=before):
+        if panicked():
             seen_at = seen_at or loop.time()
-            if has_halted(text) or loop.time() >= seen_at + _REST_S:
+            if has_halted(console()) or loop.time() >= seen_at + _REST_S:
                 end(_PANICKED)
                 return
         looks.append(loop.call_later(_LOOK_S, look))

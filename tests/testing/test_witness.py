@@ -82,6 +82,23 @@ async def test_watch_of_a_boot_goes_on_after_a_reset_but_not_after_a_panic():
         await wait()
 
 
+@pytest.mark.parametrize("event", ["RESET", "SHUTDOWN"])
+async def test_watch_says_that_a_guest_has_panicked_which_is_reset_for_it_before_that_is_looked_for(event):
+    vm, sinks = listening()
+    printed = ["Kernel panic - not syncing: an earlier one\n"]
+
+    async def wait(*more: str) -> None:
+        with Witness(vm, lambda: "".join(printed)).watch("true"):
+            printed.extend(more)
+            sinks[0](Event(event, {"guest": True}, 0.0))
+            await anyio.sleep_forever()
+
+    with pytest.raises(GuestFailed, match="the guest has panicked during 'true'"):
+        await wait("init runs\nKernel panic - not syncing: test\nRebooting in 1 seconds..\n")
+    with pytest.raises(GuestFailed, match=r"the guest (was reset|has shut down) during 'true'"):
+        await wait("init runs\n")
+
+
 async def test_watch_ends_without_an_error_by_the_event_that_is_wanted():
     vm, sinks = listening()
     with Witness(vm).watch("poweroff", wanted="SHUTDOWN"):
