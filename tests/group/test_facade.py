@@ -3,6 +3,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from qmpsnap.errors import BadArgument, BadName, Busy, NotFound, TargetExists, Unsupported
 from qmpsnap.group import Group
@@ -10,6 +11,7 @@ from qmpsnap.model.record import Member
 from qmpsnap.plan.intent import Checkpoint, Commit, Delete, Revert, Snapshot
 from qmpsnap.testing.fake import refused
 from qmpsnap.testing.fake_images import FakeImages
+from tests.each import each
 from tests.group.machines import A, Two
 from tests.run.operations import vm_of
 
@@ -99,20 +101,26 @@ async def test_revert_and_delete_refuse_a_moment_of_single_machines():
             await call("s")
 
 
-async def test_plan_refuses_while_an_operation_of_the_group_is_unfinished():
+@each(
+    ("live", "state", "hint"),
+    [
+        (True, "is running", "wait until its client ends"),
+        (False, "was interrupted", "Group.recover() finishes it"),
+    ],
+)
+async def test_plan_refuses_while_an_operation_of_the_group_is_unfinished(live, state, hint):
     two = Two.made()
-    plans = await two.group.plan(Snapshot("s"))
-    two.b.fail("transaction", refused("no"))
-    two.b.fail("finish-record", refused("no"))
-    two.a.fail("block-commit", refused("no"))
-    with pytest.raises(Exception, match="b: "):
-        await two.group.run(plans)
-    if any([await vm.jobs.interrupted() for vm in two.group.machines.values()]):
-        for intent in (Snapshot("t"), Revert("s"), Delete("s")):
-            with pytest.raises(Busy, match="of the group was interrupted"):
-                await two.group.plan(intent)
-    await two.group.recover()
-    assert await two.listed() == []
+    record = (await two.group.plan(Snapshot("s")))["b"].record
+    assert record is not None
+    two.b.files.records.append(replace(record, directory="/images/base.qmpsnap", live=live))
+    for intent in (Snapshot("t"), Revert("s"), Delete("s")):
+        with pytest.raises(Busy, match=f"^b: snapshot 's' of the group {state}") as busy:
+            await two.group.plan(intent)
+        assert busy.value.hint == hint
+    assert (two.a.performed, two.b.performed) == ([], [])
+    if not live:
+        await two.group.recover()
+        assert await two.listed() == []
 
 
 async def test_stop_and_cont_reach_every_machine():
@@ -122,6 +130,15 @@ async def test_stop_and_cont_reach_every_machine():
     assert (
         [command for command, _ in two.a.sent] == [command for command, _ in two.b.sent] == ["stop", "cont"]
     )
+
+
+async def test_cont_resumes_no_machine_when_one_may_not_be_resumed():
+    two = Two.made()
+    await two.group.stop()
+    two.b.guest._set("postmigrate", running=False)
+    with pytest.raises(Unsupported, match=r"^b: .*postmigrate"):
+        await two.group.cont()
+    assert [command for command, _ in two.a.sent] == ["stop"]
 
 
 async def test_stop_lets_all_run_again_when_one_cannot_be_paused():
