@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from integration.known_images import QEMUS
 from integration.machines import wait_for
 from integration.suites import BARE, NOTHING, Suite
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.timeout(300), pytest.mark.one_qemu]
 
 WAITS = """
 import os, pathlib
@@ -28,9 +27,8 @@ SOON = 120  # seconds; execnet gives a worker whose controller is gone ten
 
 
 @pytest.fixture
-def suite(tmp_path, temporary):
-    """On one QEMU: what ends it is the same for all."""
-    return Suite(QEMUS[0], tmp_path, temporary)
+def suite(qemu, tmp_path, temporary):
+    return Suite(qemu, tmp_path, temporary)
 
 
 def begun(suite, number):
@@ -56,6 +54,17 @@ def test_nothing_is_left_when_the_controller_of_two_workers_is_ended_by_a_signal
         process.send_signal(number)
         wait_for(lambda: suite.left() == NOTHING, "the end of all that was started", limit=SOON)
         wait_for(lambda: not any(map(is_there, processes)), "the end of the workers", limit=SOON)
+        process.communicate(timeout=SOON)
+
+
+def test_nothing_is_left_when_the_controller_and_both_workers_are_killed_at_once(suite):
+    """As by kill -9 of their process group: no Python is left that could end a QEMU."""
+    with suite.start(BARE + WAITS, "-n", "2") as process:
+        (first, *_), (second, *_) = started = [begun(suite, test) for test in range(2)]
+        for one in (process.pid, first, second):
+            os.kill(one, signal.SIGKILL)
+        wait_for(lambda: suite.left() == NOTHING, "the end of all that was started", limit=SOON)
+        assert not any(is_there(one) for pair in started for one in pair)
         process.communicate(timeout=SOON)
 
 

@@ -26,7 +26,7 @@ STUBBORN = "trap '' TERM; sleep 600 & echo $!; wait"
 
 
 def test_programs_that_do_not_end_by_themselves_are_killed_when_we_are_and_our_files_removed(tmp_path):
-    place, other = tmp_path / "-rf place", tmp_path / "other"
+    place, other = tmp_path / "a place", tmp_path / "other"
     for path in (place, other):
         path.mkdir()
         (path / "file").touch()
