@@ -140,6 +140,28 @@ def test_jobs_shows_disk_target_and_age_of_a_live_client_s(images, machine, tmp_
         assert client.end(process).code == 130
 
 
+def test_job_wait_and_cancel_of_a_job_whose_client_is_at_work_leave_it_the_rest(images, machine, temporary):
+    made, second = images("base <- s1 <- s2"), str(temporary / "second")  # a monitor serves one client
+    monitor = ("-qmp", f"unix:{second},server=on,wait=off")
+    with machine(*blockdev("vda", made.active), *monitor) as running:
+        client, cli = Cli(running), Cli(running)
+        cli.environment["QMPSNAP_SOCKET"] = second
+        process = client.start("--json", "stream", "vda", *SLOW)
+        job = client.job("stream")
+        assert cli("job", "cancel", job).out == f"{job} is being cancelled\n"
+        ended = client.end(process)
+        assert (ended.code, ended.json["error"]["type"]) == (4, "JobFailed")
+        assert (records(running), cli("jobs").out) == ([], "no jobs\n")
+        process = client.start("--json", "stream", "vda", *SLOW)
+        job = client.job("stream")
+        waiting = cli.start("-v", "job", "wait", job)
+        assert any("operation.left_to_another" in line for line in iter(waiting.stderr.readline, ""))
+        running.qmp("block-job-set-speed", {"device": job, "speed": 0})
+        assert client.end(process).code == 0
+        ended = cli.end(waiting)
+        assert (ended.code, ended.out) == (0, f"{job} has ended\n"), ended
+
+
 @pytest.mark.parametrize(
     ("command", "arguments", "target"),
     [

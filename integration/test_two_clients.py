@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import anyio
 import pytest
 
 import qmpsnap
+from integration.cli import records
 from integration.known_images import KIB, MIB, content, overwritten
-from integration.machines import blockdev
-from qmpsnap.errors import Busy, NotFound
+from integration.machines import SOON, blockdev
+from qmpsnap.errors import Busy, Changed, Detached, JobFailed, NotFound
 from qmpsnap.run import machine_lock
 
 pytestmark = pytest.mark.timeout(60)
@@ -125,3 +127,76 @@ async def test_second_of_two_backups_is_refused_before_it_has_changed_anything(t
             await tasks[0]
         assert done.backup.disks.keys() == {"vda"}
         assert not (tmp_path / "second").exists()
+
+
+async def left_running(vm, *, mirror_to=None):
+    """Begin a commit, or a mirror that leaves the disk where it is; leave its job running, return its id."""
+    detach = anyio.Event()
+    hooks = qmpsnap.Hooks(progress=lambda _: detach.set(), interval=0.01, detach=detach)
+    begin = vm.commit if mirror_to is None else partial(vm.mirror, target=mirror_to, ending="finish")
+    with pytest.raises(Detached) as left:
+        await begin("vda", speed=64 * KIB, hooks=hooks)
+    return left.value.job_id
+
+
+async def until_claimed(vm):
+    """Wait until another client has begun to finish what `left_running` left."""
+    with anyio.fail_after(SOON):
+        while await vm.jobs.interrupted():
+            await anyio.sleep(0.01)
+
+
+@pytest.mark.parametrize("kind", ["commit", "mirror"])
+async def test_of_two_that_wait_for_one_operation_one_finishes_it_and_the_other_says_so(
+    qemu, two, tmp_path, kind
+):
+    target = tmp_path / "copy.qcow2" if kind == "mirror" else None
+    async with two() as (running, one, other):
+        before = (await one.graph()).chains()
+        job_id = await left_running(one, mirror_to=target)
+        plans = [await vm.jobs.plan(job_id) for vm in (one, other)]
+        runs = [asyncio.create_task(vm.run(plan)) for vm, plan in zip((one, other), plans, strict=True)]
+        await one.jobs.set_speed(job_id, 0)
+        ended = await asyncio.gather(*runs)
+        chains = (await one.graph()).chains()
+        assert chains == (before if target else {"vda": before["vda"][-1:]})
+        assert [done.chains for done in ended] == [chains] * 2
+        assert sorted((done.changed, "another client has finished it" in done.notes) for done in ended) == [
+            (False, True),
+            (True, False),
+        ]
+        if kind == "commit":  # begun after all has ended: the chain shows that it is done
+            assert (await other.run(plans[1])).chains == chains
+        else:
+            with pytest.raises(
+                JobFailed, match=r"another client has ended .* end was not observed"
+            ) as failed:
+                await other.run(plans[1])
+            assert failed.value.changed is Changed.NO
+        assert await one.jobs.interrupted() == ()
+        running.quit()
+    assert qemu.read(target or chains["vda"][0]) == overwritten(content(1), LATER, NEWEST)
+
+
+async def test_who_waits_for_another_client_goes_on_when_that_one_leaves_and_is_told_when_it_cancels(
+    qemu, two, leftovers
+):
+    async with two() as (running, one, other):
+        before = (await one.graph()).chains()
+        job_id = await left_running(one)
+        leaves = anyio.Event()
+        first = asyncio.create_task(one.jobs.wait(job_id, hooks=qmpsnap.Hooks(detach=leaves)))
+        await until_claimed(other)
+        second = asyncio.create_task(other.jobs.wait(job_id))
+        leaves.set()
+        with pytest.raises(Detached):
+            await first
+        await until_claimed(one)  # by the second one
+        assert await one.jobs.cancel(job_id) is None  # the one that has it cleans up
+        with pytest.raises(JobFailed, match="cancel") as failed:
+            await second
+        assert failed.value.invalid == before["vda"][1:]
+        assert (await one.graph()).chains() == before
+        leftovers.allow(*records(running))  # it says that the layers below are invalid
+        running.quit()
+    assert qemu.read(before["vda"][0]) == overwritten(content(1), LATER, NEWEST)

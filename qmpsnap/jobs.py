@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
+from functools import partial
 
 import anyio
 
-from qmpsnap.errors import Busy, Changed, ForeignJob, Interrupted, NotFound
+from qmpsnap.errors import Busy, Changed, ForeignJob, Interrupted, JobFailed, NotFound
 from qmpsnap.model.arguments import Speed, Text, check, number, refuse
 from qmpsnap.model.graph import Graph
 from qmpsnap.model.hints import command
@@ -16,9 +18,13 @@ from qmpsnap.model.job_place import JobPlace, job_places
 from qmpsnap.model.record import IntentRecord
 from qmpsnap.plan.plan import Plan
 from qmpsnap.run.executor import Executor
-from qmpsnap.run.outcome import Done, Hooks, check_hooks
+from qmpsnap.run.log import get_logger
+from qmpsnap.run.outcome import Done, Hooks, check_hooks, mismatch, outcome
 from qmpsnap.run.planning import Planning
-from qmpsnap.run.target import Progress, Target
+from qmpsnap.run.target import Progress, Target, Watch
+
+_log = get_logger("qmpsnap.run")
+_MOMENT = 0.5  # seconds between two looks whether another client is still at work
 
 
 class Jobs:
@@ -135,7 +141,8 @@ class Jobs:
 
         Cancelled, it rolls the operation back as the operation's own call would have: **the job is cancelled
         too**. To leave it running, set `hooks.detach`. A job that is not ours, or whose client is still at
-        work, is only waited for, and keeps running.
+        work, is only waited for, and keeps running. If that client of ours goes, its operation is finished
+        here. Of two that wait for one interrupted operation, one finishes it, and the other waits.
 
         Args:
             job_id: The job, or the operation that left a record.
@@ -143,23 +150,24 @@ class Jobs:
             hooks: What the caller wants to be told.
 
         Returns:
-            The operation's result; for a job that is not ours, or whose client is still at work, the job as
-            it ended.
+            The operation's result, with a note where another client has finished it meanwhile; for a job that
+            is not ours, or whose client was at work from the beginning, the job as it ended.
 
         Raises:
             NotFound: When there is neither a job nor a record of that id.
             ForeignJob: When the job is not ours.
-            JobFailed: When it ended with an error, or vanished.
+            JobFailed: When it ended with an error, or vanished, or another client has cancelled it meanwhile.
             JobPaused: When an I/O error paused it.
             Busy: When its client is still at work, and there is no job to wait for.
+            Interrupted: When `hooks.cancel` or `hooks.detach` was set while another client was at work.
         """
         _check(job_id, foreign=foreign)
         check_hooks(hooks)
-        plan = await self._rest(job_id, foreign=foreign)
-        if plan is None:
+        if parse_job_id(job_id) is None:
+            await self.get(job_id, foreign=foreign)
             with self._target.watch(job_id) as watch:
                 return await watch.until_concluded()
-        return await self._executor.run(plan, hooks, seen=plan.before)
+        return await self._finish(job_id, hooks or Hooks())
 
     async def pause(self, job_id: str, *, foreign: bool = False) -> None:
         """Pause a job until it is resumed. QAPI: job-pause."""
@@ -197,26 +205,116 @@ class Jobs:
         QAPI: job-cancel, job-dismiss (job.json).
         """
         _check(job_id, foreign=foreign)
-        plan = await self._rest(job_id, foreign=foreign)
-        if plan is None:
-            await self._target.execute("job-cancel", {"id": job_id})
-            return None
         stop = anyio.Event()
         if not is_of_fork(job_id):  # of which only the way back is left
             stop.set()
-        try:
-            return await self._executor.run(plan, Hooks(cancel=stop), seen=plan.before)
-        except Interrupted as stopped:
-            graph = await self._target.graph()
-            return Done(
-                op=plan.op,
-                chains=graph.chains(*plan.disks),
-                left=stopped.left,
-                invalid=stopped.invalid,
-                notes=(stopped.message,),
-                job_id=job_id,
-                changed=stopped.changed is not Changed.NO,
+        hooks = Hooks(cancel=stop)
+        with self._target.watch(job_id) as watch:  # another client may end it before we look again
+            while True:
+                plan = await self._rest(job_id, foreign=foreign)
+                if plan is None:
+                    await self._target.execute("job-cancel", {"id": job_id})
+                    return None
+                try:
+                    return await self._executor.do(partial(self._planning.resume, job_id), hooks)
+                except Interrupted as stopped:
+                    return await self._cancelled(plan, stopped)
+                except NotFound:
+                    return await self._finished_by_another(plan, watch)
+                except Busy as busy:
+                    if busy.job_id != job_id:
+                        raise
+
+    async def finish(self, plan: Plan, hooks: Hooks | None = None) -> Done:
+        """Run a plan of `plan`, as `wait` does.
+
+        Where another client has finished the operation meanwhile, the result's notes say so, and nothing was
+        changed by this call.
+
+        Raises:
+            JobFailed: Also when another client has cancelled the operation.
+        """
+        done = await self._finish(plan.finishes, hooks or Hooks(), plan)
+        assert isinstance(done, Done)  # noqa: S101 - the plan is known
+        return done
+
+    async def _finish(self, job_id: str, hooks: Hooks, known: Plan | None = None) -> Done | Job:
+        """Finish what is left of an operation of ours; or wait while another client does.
+
+        Args:
+            job_id: The job, or the operation that left a record.
+            hooks: What the caller wants to be told.
+            known: What was left of it a moment ago; None: not known.
+        """
+        ended: Job | None = None
+        told = False
+        with self._target.watch(job_id) as watch:  # another client may end it before we look again
+            while True:
+                try:
+                    known = await self.plan(job_id)
+                    return await self._executor.do(partial(self._planning.resume, job_id), hooks)
+                except NotFound:
+                    if known is not None:
+                        return await self._finished_by_another(known, watch)
+                    if ended is None:
+                        raise
+                    return ended
+                except Busy as busy:
+                    if busy.job_id != job_id:
+                        raise
+                    has_job = any(job.id == job_id for job in await self._target.jobs())
+                    if not has_job and known is None and ended is None:
+                        raise
+                    if not told:
+                        _log.info("operation.left_to_another", vm=self._target.name, job_id=job_id)
+                        told = True
+                    ended = await self._until_ended(watch, hooks, has_job=has_job) or ended
+
+    async def _until_ended(self, watch: Watch, hooks: Hooks, *, has_job: bool) -> Job | None:
+        """Wait until a job has ended that another client finishes, or for a moment; None: it has not ended.
+
+        No event tells that the other client has gone. So the caller looks again and again.
+        """
+        with anyio.move_on_after(_MOMENT):
+            if has_job:
+                return await watch.until_concluded()
+            await anyio.sleep_forever()
+        if any(event is not None and event.is_set() for event in (hooks.cancel, hooks.detach)):
+            raise Interrupted("not waited for any longer; another client is finishing the operation")
+        return None
+
+    async def _finished_by_another(self, plan: Plan, watch: Watch) -> Done:
+        """The result of an operation that another client has finished since the plan was made."""
+        problem = plan.vanished
+        if plan.job_id == plan.finishes and plan.expect == plan.began:  # no chain shows how it has ended
+            try:
+                await watch.until_concluded()
+            except JobFailed as failed:
+                problem = failed.error
+        graph = await self._target.graph()
+        if problem := problem or mismatch(plan, graph):
+            raise JobFailed(
+                f"another client has ended {plan.finishes}, and not as it was to end: {problem}",
+                job_id=plan.job_id,
+                error=problem,
+                changed=Changed.YES if plan.invalid_if_stopped else Changed.NO,
+                invalid=plan.invalid_if_stopped,
             )
+        done = outcome(plan, graph)
+        return replace(done, changed=False, notes=(*done.notes, "another client has finished it"))
+
+    async def _cancelled(self, plan: Plan, stopped: Interrupted) -> Done:
+        """The result of a cancellation."""
+        graph = await self._target.graph()
+        return Done(
+            op=plan.op,
+            chains=graph.chains(*plan.disks),
+            left=stopped.left,
+            invalid=stopped.invalid,
+            notes=(stopped.message,),
+            job_id=plan.finishes,
+            changed=stopped.changed is not Changed.NO,
+        )
 
     async def _rest(self, job_id: str, *, foreign: bool) -> Plan | None:
         """What is left of an operation of ours; None if there is a job that another client finishes."""

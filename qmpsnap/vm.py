@@ -349,6 +349,8 @@ class VM:
             refuse("plan", plan, "give a plan that plan() returned")
         check_hooks(hooks)
         check("wait", wait, bool)
+        if plan.finishes:
+            return await self.jobs.finish(plan, hooks)
         return await self._executor.run(plan, hooks, check=self._planning.check, wait=wait)
 
     async def do(self, intent: Intent, hooks: Hooks | None = None, *, wait: bool = False) -> Done:

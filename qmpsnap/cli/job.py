@@ -15,7 +15,7 @@ from qmpsnap.cli.picture import of_plan
 from qmpsnap.cli.progress import reporter
 from qmpsnap.cli.runner import current_app, hooks, run, show_done, show_plan, show_steps
 from qmpsnap.cli.signals import Signals
-from qmpsnap.errors import AmbiguousName, Refused
+from qmpsnap.errors import AmbiguousName, Busy, Refused
 from qmpsnap.model.interrupted import is_of_fork
 from qmpsnap.model.job import Job, parse_job_id
 from qmpsnap.model.printable import printable
@@ -88,7 +88,8 @@ def speed(job_id: str, bytes_per_second: int, *, foreign: bool) -> None:
 def cancel(job_id: str, *, foreign: bool) -> None:
     """Cancel a job, and clean up after its operation.
 
-    For another client's job only the request is sent; its end is not awaited.
+    For another client's job, and while the job's client is still at work, only the request is sent; its end
+    is not awaited.
     """
     app = current_app()
     started = time.monotonic()
@@ -97,14 +98,21 @@ def cancel(job_id: str, *, foreign: bool) -> None:
         found = await _full_id(vm, job_id)
         if parse_job_id(found) is None:
             return await _act(vm, signals, found, lambda: vm.jobs.cancel(found, foreign=foreign))
-        plan = await vm.jobs.plan(found)
+        state = next((job for job in await vm.jobs.list() if job.id == found), None)
+        try:
+            plan = await vm.jobs.plan(found)
+        except Busy:  # its client is still at work, and cleans up
+            if state is None:
+                raise
+            return await _act(vm, signals, found, lambda: vm.jobs.cancel(found))
         if app.dry_run:
             undone = tuple(undo for step in reversed(plan.resumes) for undo in step.undo)
             return plan if is_of_fork(found) else undone
         with signals.operation(plan, name=found):
             done = await vm.jobs.cancel(found)
-        assert done is not None  # noqa: S101 - a job of ours has a result
-        return done
+        ended = done or state  # no result: another client cleans up after the job
+        assert ended is not None  # noqa: S101 - for the type checker
+        return ended
 
     match run(work):
         case Done() as done:
@@ -131,7 +139,8 @@ def cancel(job_id: str, *, foreign: bool) -> None:
 def wait(job_id: str, *, foreign: bool) -> None:
     """Wait for a job, then finish its operation: pivot, dismissal, files.
 
-    A job of another client is only waited for. It is found by its id also when it has ended already.
+    A job of another client, or one whose client is still at work, is only waited for. It is found by its id
+    also when it has ended already.
     Stopped (Ctrl-C, SIGTERM), this cancels a job of ours, as the operation itself would have been; a second
     Ctrl-C leaves it running.
     """
@@ -146,7 +155,13 @@ def wait(job_id: str, *, foreign: bool) -> None:
                 )
             reach = vm.jobs.get if app.dry_run else vm.jobs.wait
             return await reach(found, foreign=foreign)
-        plan = await vm.jobs.plan(found)
+        try:
+            plan = await vm.jobs.plan(found)
+        except Busy:  # its client is still at work, and finishes it
+            if app.dry_run or app.picture:
+                raise
+            with signals.operation(None, name=found):
+                return await vm.jobs.wait(found, hooks=hooks(signals, None))
         if app.dry_run:
             return plan
         bar = reporter(asked=app.progress, as_json=app.json) if plan.job_id else None

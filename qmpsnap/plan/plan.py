@@ -50,6 +50,8 @@ class Plan:
         repeats: What removes the records of earlier operations that say no more than this one's, which stays
             when it fails.
         deleted: Names of the snapshots that are deleted.
+        finishes: Id of the interrupted operation that it finishes or rolls back, or "".
+        takes_over: The records of that operation, one for each directory; locked meanwhile.
         vanished: Why the operation cannot be called a success although nothing is left to do, or "".
         then: Plans that run after this one, each with its own job and record, made for the chains that the
             plan before predicts. They are not one transaction: after a failure the earlier ones stay done.
@@ -74,6 +76,8 @@ class Plan:
     prepared: Mapping[str, str] = field(default_factory=Frozen)
     memory: str = ""
     deleted: tuple[str, ...] = ()
+    finishes: str = ""
+    takes_over: tuple[IntentRecord, ...] = ()
     vanished: str = ""
     repeats: tuple[Step, ...] = ()
     then: tuple[Plan, ...] = ()
@@ -111,7 +115,7 @@ class Plan:
     @property
     def operation_id(self) -> str:
         """Id of the operation, by which it can be finished if its client goes away; or ""."""
-        return self.job_id or (self.record.id if self.record is not None else "")
+        return self.finishes or self.job_id or (self.record.id if self.record is not None else "")
 
     @property
     def can_be_left(self) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import zip_longest
 
 from qmpsnap.errors import Busy, NotFound
@@ -75,6 +76,15 @@ def plan(job_id: str, scene: Scene) -> Plan:
         Busy: When its client is still at work.
         Unsupported: When a checkpoint would have to be deleted, and the machine's state does not allow it.
     """
+    records = (record for record in scene.files.records if isinstance(record, IntentRecord))
+    return replace(
+        _rest(job_id, scene),
+        finishes=job_id,
+        takes_over=tuple(record for record in records if record.id == job_id),
+    )
+
+
+def _rest(job_id: str, scene: Scene) -> Plan:
     name = parse_job_id(job_id)
     job = next((job for job in scene.jobs if job.id == job_id), None)
     records = (

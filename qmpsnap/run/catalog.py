@@ -21,7 +21,7 @@ from typing import TypeVar
 
 from msgspec.structs import replace
 
-from qmpsnap.errors import InvalidTarget, TargetExists
+from qmpsnap.errors import Busy, InvalidTarget, TargetExists
 from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.record import IntentRecord, MomentRecord, Record, moment_of
 from qmpsnap.model.record_file import check, to_json
@@ -33,7 +33,7 @@ from qmpsnap.run.patient_lock import lock
 from qmpsnap.run.record_directories import link, link_all, remove_empty, sync_all, unlink_all, within
 from qmpsnap.run.record_reading import open_trusted
 from qmpsnap.run.record_search import find_record, names_of, others_near
-from qmpsnap.run.safe_open import create_file
+from qmpsnap.run.safe_open import create_file, open_file
 from qmpsnap.run.unfinished_records import lock_unfinished, remove_unfinished, unfinished_name
 
 _log = get_logger("qmpsnap.run")
@@ -69,6 +69,23 @@ class Catalog:
         stored = replace(record, directory=directory)
         await self._write(stored)
         return stored
+
+    async def claim(self, records: Collection[IntentRecord]) -> None:
+        """Lock the records of an interrupted operation, which nobody else finishes then.
+
+        After a failure or cancellation some of them may be locked; `let_go` unlocks them.
+
+        Raises:
+            Busy: When another client has locked one, or has finished the operation meanwhile.
+        """
+        for record in records:
+            if not await in_thread(partial(_claim, record, self._locks)):
+                raise Busy(
+                    f"another client is finishing {record.id}, or has finished it",
+                    node="",
+                    job_id=record.id,
+                    hint="qmpsnap jobs shows whether anything is left of it",
+                )
 
     def let_go(self, ids: Collection[str] | None = None) -> None:
         """Unlock the intents of these ids, or all of them, so that another client may finish them."""
@@ -189,6 +206,35 @@ def _write_into(
     sync_directory(descriptor)
     if instead_of is not None:
         _unlock(instead_of, locks)
+
+
+def _claim(record: IntentRecord, locks: dict[tuple[str, str], int]) -> bool:
+    """Lock a record that was read before; False if another client has it, or has removed it.
+
+    Where the file system has no locks, nobody else is kept away.
+    """
+    try:
+        directory = open_trusted(record.directory)
+        try:
+            # For writing: NFS needs that for a lock.
+            descriptor = open_file(record.file_name, write=True, directory=directory)
+            try:
+                lock(descriptor, _LOCK_SECONDS)  # readers lock it for an instant
+                now = os.stat(record.file_name, dir_fd=directory, follow_symlinks=False)
+            except OSError:
+                os.close(descriptor)
+                raise
+        finally:
+            os.close(directory)
+    except (BlockingIOError, FileNotFoundError):
+        return False
+    except (OSError, ValueError):
+        return True
+    if not os.path.samestat(now, os.fstat(descriptor)):
+        os.close(descriptor)
+        return False
+    locks[record.directory, record.id] = descriptor
+    return True
 
 
 def _rewrite(record: MomentRecord) -> None:

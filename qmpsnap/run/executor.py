@@ -78,7 +78,8 @@ class Executor:
                 waited for in any case.
 
         Raises:
-            Busy: When one that copies whole layers has to end first, and `wait` is False.
+            Busy: When one that copies whole layers has to end first, and `wait` is False; or another client
+                is finishing the same interrupted operation.
             GraphMismatch: When the chains are not those that the plan was made on, `changed` NO; or
                 not the predicted ones afterwards.
             Refused: When a file could not be made; nothing was sent.
@@ -212,7 +213,17 @@ class Executor:
     async def _run_part(
         self, plan: Plan, hooks: Hooks | None, seen: Graph | None, hold: Hold, *, fresh: bool = False
     ) -> Done:
-        operation = Operation(self._target, plan, hooks or Hooks(), seen, hold, fresh=fresh)
+        try:
+            await self._target.claim_records(plan.takes_over)
+            return await self._run_claimed(plan, hooks or Hooks(), seen, hold, fresh=fresh)
+        finally:
+            written = (record_of(step) for step in (*plan.steps, *plan.resumes))
+            self._target.release_records({record.id for record in (*written, *plan.takes_over) if record})
+
+    async def _run_claimed(
+        self, plan: Plan, hooks: Hooks, seen: Graph | None, hold: Hold, *, fresh: bool
+    ) -> Done:
+        operation = Operation(self._target, plan, hooks, seen, hold, fresh=fresh)
         context = contextvars.copy_context()
         context.run(CURRENT_OPERATION.set, operation)
         task = asyncio.create_task(operation.run(), name=f"qmpsnap: {plan.op}", context=context)
@@ -224,9 +235,6 @@ class Executor:
             for note in _log_cancelled(task, plan):
                 cancelled.add_note(note)
             raise
-        finally:
-            steps = (*plan.steps, *plan.resumes)
-            self._target.release_records({record.id for step in steps if (record := record_of(step))})
 
     async def _ended(self, task: asyncio.Task[Done], operation: Operation, plan: Plan) -> None:
         """Wait for the task's end, whatever cancels us meanwhile; end it by force after the limit."""

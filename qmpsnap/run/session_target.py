@@ -33,6 +33,7 @@ from qmpsnap.model.graph import Graph
 from qmpsnap.model.job import Job
 from qmpsnap.model.job_place import BlockGraph
 from qmpsnap.model.qapi import read
+from qmpsnap.model.record import IntentRecord
 from qmpsnap.model.step import Step
 from qmpsnap.run import survey
 from qmpsnap.run.both import both
@@ -256,6 +257,10 @@ class SessionTarget(ABC):
     @abstractmethod
     async def refuse_migrated(self) -> None:
         """Raise if a migration has given the images to another process, or is about to."""
+
+    async def claim_records(self, records: Collection[IntentRecord]) -> None:
+        """Lock the records of an interrupted operation; see `Catalog.claim`."""
+        await self._catalog.claim(records)
 
     def release_records(self, ids: Collection[str]) -> None:
         """Unlock the remaining records of these operations."""

@@ -16,6 +16,7 @@ from qmpsnap.model.graph import Graph
 from qmpsnap.model.job import Job, JobStatus
 from qmpsnap.model.job_place import BlockGraph
 from qmpsnap.model.machine import Machine, Status
+from qmpsnap.model.record import IntentRecord
 from qmpsnap.model.step import Step
 from qmpsnap.run.session import Event
 
@@ -143,6 +144,9 @@ class Target(Protocol):
 
     async def execute(self, command: str, arguments: Mapping[str, object] | None = None) -> object:
         """Send one command that is no step of a plan; return the answer. Only a query is given up early."""
+
+    async def claim_records(self, records: Collection[IntentRecord]) -> None:
+        """Lock the records of an interrupted operation that is about to be finished; or raise Busy."""
 
     def release_records(self, ids: Collection[str]) -> None:
         """Our client works on these operations no more: what is left of them anybody may end."""

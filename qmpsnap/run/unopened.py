@@ -23,6 +23,7 @@ from qmpsnap.model.image_chain import ImageChain
 from qmpsnap.model.image_graph import image_graph
 from qmpsnap.model.job import Job
 from qmpsnap.model.job_place import BlockGraph
+from qmpsnap.model.record import IntentRecord
 from qmpsnap.model.step import Step
 from qmpsnap.run import survey
 from qmpsnap.run.disk import in_thread
@@ -106,6 +107,11 @@ class UnopenedTarget:
     async def execute(self, command: str, arguments: Mapping[str, object] | None = None) -> object:
         """Refuse: there is no monitor."""
         del command, arguments
+        self._refuse()
+
+    async def claim_records(self, records: Collection[IntentRecord]) -> None:
+        """Refuse: the images are not opened, so nothing can be finished."""
+        del records
         self._refuse()
 
     def release_records(self, ids: Collection[str]) -> None:

@@ -24,6 +24,7 @@ from qmpsnap.model.graph import Graph
 from qmpsnap.model.job import ENDED, Job, JobStatus
 from qmpsnap.model.job_place import BlockGraph
 from qmpsnap.model.machine import Machine
+from qmpsnap.model.record import IntentRecord
 from qmpsnap.model.step import AddNode, DropNode, Later, Step
 from qmpsnap.plan import effect
 from qmpsnap.plan.checks.disk import refuse_migrated
@@ -164,6 +165,9 @@ class FakeTarget:
     async def refuse_migrated(self) -> None:
         """Refuse while the guest is migrated."""
         refuse_migrated(await self.guest.status())
+
+    async def claim_records(self, records: Collection[IntentRecord]) -> None:
+        """Do nothing: the fake's records are not locked."""
 
     def release_records(self, ids: Collection[str]) -> None:
         """Do nothing: the fake's records are not locked."""

@@ -1,10 +1,11 @@
+import errno
 import os
 from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
 
-from qmpsnap.errors import InvalidTarget, TargetExists
+from qmpsnap.errors import Busy, InvalidTarget, TargetExists
 from qmpsnap.model.empty_image import empty_qcow2
 from qmpsnap.model.record import IntentRecord, MomentRecord, moment_of
 from qmpsnap.model.record_file import to_json
@@ -434,3 +435,45 @@ async def test_a_moment_that_is_rewritten_keeps_the_marks_of_its_layers_under_na
     ((now,), _) = read_records([str(place)])
     assert isinstance(now, MomentRecord)
     assert now.marks == {f"{place}/new": mark, "/d/old": mark, "/d/o": f"{'8' * 32}-8"}
+
+
+async def test_of_two_clients_one_claims_an_interrupted_operation(place, catalog):
+    stored = await catalog.write_intent(intent(), str(place))
+    other = Catalog()
+    with pytest.raises(Busy, match="another client is finishing 0a1b2c3d"):
+        await other.claim((stored,))
+    catalog.let_go()  # it was interrupted
+    await other.claim((stored,))
+    assert read_records([str(place)]) == ((held(stored),), ())
+    with pytest.raises(Busy):
+        await catalog.claim((stored,))
+    other.let_go({stored.id})
+    await catalog.claim((stored,))
+    await catalog.finish(stored)
+    with pytest.raises(Busy, match="or has finished it"):
+        await other.claim((stored,))
+
+
+async def test_claim_is_refused_when_the_record_is_another_by_now(place, catalog, monkeypatch):
+    """Another client ends it, and an operation of the same id begins, before it is locked."""
+    stored = await catalog.write_intent(intent(), str(place))
+    catalog.let_go()
+    file = place / stored.file_name
+
+    def replaced(descriptor, seconds):
+        file.rename(file.with_suffix(".old"))
+        file.write_bytes(file.with_suffix(".old").read_bytes())
+
+    monkeypatch.setattr("qmpsnap.run.catalog.lock", replaced)
+    with pytest.raises(Busy):
+        await catalog.claim((stored,))
+
+
+async def test_claim_is_not_refused_where_there_are_no_locks(place, catalog, monkeypatch):
+    stored = await catalog.write_intent(intent(), str(place))
+
+    def none(descriptor, seconds):
+        raise OSError(errno.ENOTSUP, "no locks")
+
+    monkeypatch.setattr("qmpsnap.run.catalog.lock", none)
+    await Catalog().claim((stored,))
