@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ import qmpsnap
 from integration.cli import records
 from integration.known_images import KIB, MIB, content, overwritten
 from integration.machines import SOON, blockdev
-from qmpsnap.errors import Busy, Changed, Detached, JobFailed, NotFound
+from qmpsnap.errors import Busy, Changed, Detached, JobFailed, LinkLost, NotFound
 from qmpsnap.run import machine_lock
 
 pytestmark = pytest.mark.timeout(60)
@@ -200,3 +201,65 @@ async def test_who_waits_for_another_client_goes_on_when_that_one_leaves_and_is_
         leftovers.allow(*records(running))  # it says that the layers below are invalid
         running.quit()
     assert qemu.read(before["vda"][0]) == overwritten(content(1), LATER, NEWEST)
+
+
+async def test_what_a_running_backup_needs_is_refused_and_the_rest_is_done(qemu, two, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", f"{qemu.directory}:{os.environ['PATH']}")
+    meanwhile, done = (0xA3, 7 * MIB, 64 * KIB), []
+    async with two() as (running, one, other):
+        before = (await one.graph()).chains()["vda"]
+
+        async def during(progress):
+            if done or progress.job.type != "backup":
+                return
+            done.append(None)
+            running.write("vda", *meanwhile)
+            for intent in (
+                qmpsnap.Delete("m1"),
+                qmpsnap.Delete("m2"),
+                qmpsnap.Commit("vda"),
+                qmpsnap.Stream("vda"),
+                qmpsnap.Revert("m1"),
+                qmpsnap.Mirror("vda", str(tmp_path / "copy.qcow2"), ending="pivot"),
+                qmpsnap.Snapshot("inside", inside=True),
+            ):
+                with pytest.raises(Busy, match=r"a backup of vda is running \(backup-") as refused:
+                    await other.do(intent)
+                assert refused.value.changed is Changed.NO
+            done.append(await other.snapshot("n"))
+
+        hooks = qmpsnap.Hooks(during, interval=0.01)
+        backup = await one.backup(tmp_path / "backups", speed=MIB, hooks=hooks)
+        active = done[1].chains["vda"][0]
+        assert backup.chains == {"vda": (active, *before)}
+        assert [moment.name for moment in (await one.moments()).moments] == ["m1", "m2", "n"]
+        await other.delete("m1")
+        running.quit()
+    assert qemu.read(backup.files["vda"]) == overwritten(content(1), LATER, NEWEST)
+    assert qemu.read(active) == overwritten(content(1), LATER, NEWEST, meanwhile)
+
+
+async def test_backup_whose_qemu_is_gone_keeps_its_layers_from_being_changed(
+    qemu, two, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("PATH", f"{qemu.directory}:{os.environ['PATH']}")
+    refused = []
+    async with two() as (running, one, _):
+
+        async def during(progress):
+            if refused or progress.job.type != "backup":
+                return
+            active = (await one.graph()).chains()["vda"][0]
+            running.quit()
+            async with qmpsnap.offline(vda=active) as off:
+                for call in (off.commit("vda"), off.delete("m1")):
+                    with pytest.raises(Busy, match="a backup of vda is running") as busy:
+                        await call
+                    refused.append(busy.value)
+
+        with pytest.raises(LinkLost, match="the backup is complete"):
+            await one.backup(tmp_path / "backups", speed=MIB, hooks=qmpsnap.Hooks(during, interval=0.01))
+    assert len(refused) == 2
+    (backup,) = await qmpsnap.list_backups(tmp_path / "backups")
+    file = tmp_path / "backups" / backup.id / "vda.qcow2"
+    assert qemu.read(file) == overwritten(content(1), LATER, NEWEST)

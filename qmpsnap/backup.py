@@ -119,9 +119,10 @@ class Backups:
         created = datetime.now(UTC).isoformat(timespec="microseconds")
         name = backup_id(created, secrets.token_hex(4))
         async with AsyncExitStack() as stack:
-            images, locks = backups.Partial(place, name), Locks(moment_name(name))
+            images, locks, reading = backups.Partial(place, name), Locks(moment_name(name)), Locks("")
             stack.push_async_callback(in_thread, images.close)
             stack.callback(locks.close)
+            stack.callback(reading.close)
             plans: list[Plan] = []
             directory = ""
 
@@ -132,6 +133,7 @@ class Backups:
                 await in_thread(partial(images.create, need_bytes=_need(covered)))
                 # The locks show other clients that this backup is running.
                 await in_thread(partial(locks.hold, tuple(disk.active.file for disk in covered)))
+                await in_thread(partial(reading.hold, tuple(file for disk in covered for file in disk.files)))
                 plans.append(plan)
                 return plan
 
@@ -140,8 +142,10 @@ class Backups:
                 copies = Copies(self._planning, images, locks.moment, plans[-1].disks, speed, hooks)
                 record = BackupRecord(name, created, await copies.make())
                 directory = await in_thread(partial(images.finish, record))
+                reading.close()
                 merged = await self._merge(taken, hooks, directory)
             except BaseException as error:
+                reading.close()
                 said = directory and isinstance(error, QmpsnapError)  # what stays
                 if plans and not said:
                     await self._undo(plans[-1], error, hooks)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from qmpsnap.model.files import Ask, Files
 from qmpsnap.model.graph import Graph
 from qmpsnap.plan.chain import commit, mirror, overlays, prune, snapshot, stream
+from qmpsnap.plan.checks.backups import ask_backups, refuse_backed_up
 from qmpsnap.plan.checks.disk import refuse_jobs, refuse_migrated
 from qmpsnap.plan.checks.keepers import without_abandoned
 from qmpsnap.plan.checks.opened import refuse_lost
@@ -103,7 +104,7 @@ def ask(intent: Intent, graph: Graph, *, state_dir: str = "", off: bool = False)
         Refused: When a name in the intent means nothing, or two things.
     """
     places = state_questions(graph, state_dir)
-    records = Ask(directories=with_parents(places), records=places)
+    records = Ask(directories=with_parents(places), records=places) | ask_backups(graph)
     more = _planner(intent, off=off).ask
     return records | more(intent, graph, state_dir) if more is not None else records
 
@@ -138,5 +139,6 @@ def plan(intent: Intent, scene: Scene, *, off: bool = False) -> Plan:
     for guard in planner.guards:
         guard(scene)
     planned = planner.plan(intent, scene)
+    refuse_backed_up(planned, scene)
     refuse_unchangeable(planned.steps, scene.files)
     return without_abandoned(planned, scene.files) if intent.kind in _CHANGE_LAYERS else planned

@@ -17,10 +17,11 @@ from functools import partial
 import anyio
 
 from qmpsnap.errors import CommandFailed
-from qmpsnap.model.hints import hint_for
+from qmpsnap.model.hints import hint_for, is_lock_refused
 from qmpsnap.model.view import DiskView, ViewLayer
 from qmpsnap.plan.commands.reading import read_options
 from qmpsnap.run.disk import in_thread
+from qmpsnap.run.lock_holders import lock_holders
 from qmpsnap.run.process import Process, start_program
 from qmpsnap.run.safe_open import open_file
 from qmpsnap.run.tools import tool
@@ -52,7 +53,7 @@ async def copy_disk(
     """
     limit = ["-r", str(speed)] if speed else []
     words = ["convert", "-p", *limit, "-O", "qcow2", _named(read_options(view)), file]
-    await _run(words, f"copy of {view.disk}", remove=remove, tell=tell, interval=interval)
+    await _run(words, f"copy of {view.disk}", view, remove=remove, tell=tell, interval=interval)
     await in_thread(partial(_sync, file))
 
 
@@ -63,7 +64,7 @@ async def compare_disk(view: DiskView, file: str, *, remove: str) -> None:
         CommandFailed: When they differ, or one of them cannot be read.
     """
     words = ["compare", "-F", "qcow2", _named(read_options(view)), file]
-    await _run(words, f"comparison of {view.disk}", remove=remove)
+    await _run(words, f"comparison of {view.disk}", view, remove=remove)
 
 
 async def check_image(file: str) -> None:
@@ -73,7 +74,7 @@ async def check_image(file: str) -> None:
         CommandFailed: When the check fails.
     """
     alone = DiskView("", "", (ViewLayer(file, "qcow2"),), 0)
-    await _run(["check", "-q", _named(read_options(alone))], f"check of {file}")
+    await _run(["check", "-q", _named(read_options(alone))], f"check of {file}", alone)
 
 
 def _sync(file: str) -> None:
@@ -89,7 +90,13 @@ def _named(options: dict[str, object]) -> str:
 
 
 async def _run(
-    words: list[str], name: str, *, remove: str = "", tell: Tell | None = None, interval: float = 1.0
+    words: list[str],
+    name: str,
+    view: DiskView,
+    *,
+    remove: str = "",
+    tell: Tell | None = None,
+    interval: float = 1.0,
 ) -> None:
     argv = [tool("qemu-img"), *words]
     async with start_program(argv, name=name, remove=(remove,) if remove else ()) as process:
@@ -100,7 +107,7 @@ async def _run(
                 status = await process.wait()
                 await following
         if status != 0:
-            raise _failed(words[0], name, process, status)
+            raise await _failed(words[0], name, view, process, status)
 
 
 @asynccontextmanager
@@ -126,11 +133,12 @@ async def _follow(process: Process, tell: Tell, interval: float) -> None:
             await tell(float(done[-1]) / 100)
 
 
-def _failed(command: str, name: str, process: Process, status: int) -> CommandFailed:
-    lines = [line for line in process.output_tail.replace("\r", "\n").splitlines() if line.strip()]
-    said = next(
-        (line.strip() for line in reversed(lines) if not _PERCENT.search(line)), f"exit status {status}"
-    )
+async def _failed(command: str, name: str, view: DiskView, process: Process, status: int) -> CommandFailed:
+    lines = [line.strip() for line in process.output_tail.replace("\r", "\n").splitlines()]
+    words = [line for line in reversed(lines) if line and not _PERCENT.search(line)]
+    locked = next(filter(is_lock_refused, words), "")  # the line after it only asks who has it
+    said = locked or next(iter(words), f"exit status {status}")
+    holders = await in_thread(partial(lock_holders, view.files, process.pid)) if locked else ""
     what = "they differ" if command == "compare" and status == _DIFFERENT else "it failed"
     return CommandFailed(
         f"{name}: {what}: {said}",
@@ -138,5 +146,5 @@ def _failed(command: str, name: str, process: Process, status: int) -> CommandFa
         arguments={},
         qmp_class="",
         desc=said,
-        hint=hint_for(said),
+        hint=holders or hint_for(said),
     )

@@ -102,6 +102,33 @@ async def test_comparison_tells_a_difference_from_a_failure(tool_that: Callable[
         await compare_disk(VIEW, "/copy", remove="")
 
 
+async def test_copy_that_does_not_get_a_lock_names_the_process_that_has_it(
+    tmp_path: Path, tool_that: Callable[[str], Path]
+) -> None:
+    file = tmp_path / "layer.qcow2"
+    file.write_bytes(b"x")
+    tool_that(
+        """printf 'qemu-img: Failed to get shared "write" lock\n"""
+        """Is another process using the image [layer.qcow2]?\n' >&2; exit 2"""
+    )
+    with file.open("rb") as opened:
+        cat = await asyncio.create_subprocess_exec(
+            "cat", stdin=asyncio.subprocess.PIPE, pass_fds=[opened.fileno()]
+        )
+    view = DiskView("m1", "vda", (ViewLayer(str(file), "qcow2"),), 1)
+    try:
+        with pytest.raises(
+            CommandFailed, match='failed: qemu-img: Failed to get shared "write" lock'
+        ) as caught:
+            await compare_disk(view, "/copy", remove="")
+    finally:
+        assert cat.stdin is not None
+        cat.stdin.close()
+        await cat.wait()
+    assert caught.value.hint.startswith(f"process {cat.pid} (cat, ")
+    assert f"has {file} open" in caught.value.hint
+
+
 async def test_check_follows_no_backing_file(tool_that: Callable[[str], Path]) -> None:
     told = tool_that("exit 0")
     await check_image("/copy")

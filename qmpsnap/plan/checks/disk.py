@@ -11,6 +11,7 @@ from qmpsnap.model.hints import LOAD_STATE, RUNS_AGAIN, command, frees, qmp
 from qmpsnap.model.job import ENDED, Job
 from qmpsnap.model.machine import Machine, Status
 from qmpsnap.model.record import IntentRecord
+from qmpsnap.plan.checks.backups import refuse_read
 from qmpsnap.plan.scene import Scene
 
 _HINT = "attach it read-write, or shut the machine off and work on its images"
@@ -144,8 +145,9 @@ def refuse_viewed(scene: Scene, files: Iterable[str]) -> None:
     """Refuse to write into a layer, or to remove it, while a client of ours reads a moment through it."""
     for file in files:
         if (file, "") in scene.files.readers:
+            refuse_read(scene, file)
             raise Busy(
-                f"a snapshot is being read from {file} (qmpsnap open)",
+                f"a snapshot is being read from {file} (qmpsnap open, or backup run)",
                 node="",
                 job_id="",
                 hint="end that command first",
