@@ -234,6 +234,9 @@ class Jobs:
         Raises:
             JobFailed: Also when another client has cancelled the operation.
         """
+        if not isinstance(plan, Plan) or not plan.finishes:
+            refuse("plan", plan, "give a plan that jobs.plan() returned")
+        check_hooks(hooks)
         done = await self._finish(plan.finishes, hooks or Hooks(), plan)
         assert isinstance(done, Done)  # noqa: S101 - the plan is known
         return done

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -177,6 +178,7 @@ METHODS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
     "run": ({"plan": None}, {"plan": OTHER}),
     "jobs.plan": ({"job_id": "j"}, {"job_id": NAME}),
     "jobs.get": ({"job_id": "j"}, JOB),
+    "jobs.finish": ({"plan": None}, {"plan": OTHER}),
     "jobs.wait": ({"job_id": "j"}, {**JOB, **RUNS}),
     "jobs.pause": ({"job_id": "j"}, JOB),
     "jobs.resume": ({"job_id": "j"}, JOB),
@@ -210,7 +212,7 @@ WITHOUT = {
     "wait_lost",
     "reconnect",
 }  # parameters
-ELSEWHERE = {("run", "hooks"), ("run", "wait")}  # below: it needs a plan
+ELSEWHERE = {("run", "hooks"), ("run", "wait"), ("jobs.finish", "hooks")}  # below: it needs a plan
 
 
 class Silent:
@@ -277,6 +279,11 @@ async def test_run_refuses_wrong_hooks_and_asks_nothing() -> None:
     for hooks in HOOKS:
         with pytest.raises(BadArgument, match="hooks"):
             await vm_of(Silent()).run(plan, hooks)  # type: ignore[arg-type]
+        rest = replace(plan, finishes="qmpsnap-stream-keep-0a1b2c3d")
+        with pytest.raises(BadArgument, match="hooks"):
+            await vm_of(Silent()).jobs.finish(rest, hooks)  # type: ignore[arg-type]
+    with pytest.raises(BadArgument, match="plan"):
+        await vm_of(Silent()).jobs.finish(plan)  # it finishes nothing that was interrupted
     for wait in FLAG:
         with pytest.raises(BadArgument, match="wait"):
             await vm_of(Silent()).run(plan, wait=wait)  # type: ignore[arg-type]
