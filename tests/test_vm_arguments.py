@@ -283,7 +283,7 @@ async def test_run_refuses_wrong_hooks_and_asks_nothing() -> None:
         with pytest.raises(BadArgument, match="hooks"):
             await vm_of(Silent()).jobs.finish(rest, hooks)  # type: ignore[arg-type]
     with pytest.raises(BadArgument, match="plan"):
-        await vm_of(Silent()).jobs.finish(plan)  # it finishes nothing that was interrupted
+        await vm_of(Silent()).jobs.finish(plan)  # type: ignore[arg-type]
     for wait in FLAG:
         with pytest.raises(BadArgument, match="wait"):
             await vm_of(Silent()).run(plan, wait=wait)  # type: ignore[arg-type]
