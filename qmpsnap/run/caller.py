@@ -15,6 +15,7 @@ import anyio
 from qmpsnap.errors import QmpsnapError
 from qmpsnap.model.job import Job
 from qmpsnap.model.step import Step
+from qmpsnap.run.current_operation import called_back
 from qmpsnap.run.log import get_logger
 from qmpsnap.run.outcome import Hooks
 from qmpsnap.run.target import Progress, Target, Watch, guest_of
@@ -41,14 +42,16 @@ class Caller:
     async def tell_pivot(self, active: Mapping[str, str]) -> None:
         """Report where each disk's root is now; never raises."""
         try:
-            await self._hooks.tell_pivot(active)
+            with called_back():
+                await self._hooks.tell_pivot(active)
         except Exception as error:  # noqa: BLE001 - raised when all is in order
             self._complain(error)
 
     async def tell_step(self, step: Step) -> None:
         """Report a step that is about to be done; never raises."""
         try:
-            await self._hooks.tell_step(step)
+            with called_back():
+                await self._hooks.tell_step(step)
         except Exception as error:  # noqa: BLE001 - raised when all is in order
             self._complain(error)
 

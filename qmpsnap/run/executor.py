@@ -92,7 +92,7 @@ class Executor:
             LinkLost: When the link went; `changed` says what is known after one try to connect again.
         """
         count = self._turns.count + 1  # with our own beginning
-        async with self._held() as hold, self._turns.of(plan, wait=wait, give_way=hold.give):
+        async with self._held() as hold, self._turns.of(plan, wait=wait, hold=hold):
             await hold.take()
             seen = seen if self._turns.count == count else None
             seen = await check(plan) if check is not None else seen
@@ -133,7 +133,7 @@ class Executor:
             count = self._turns.count
             plan = await self._made(made, wait=wait)
             while True:
-                async with self._turns.of(plan, wait=wait, give_way=hold.give) as claim:
+                async with self._turns.of(plan, wait=wait, hold=hold) as claim:
                     remade = self._turns.count != count + 1  # more than our own beginning
                     if remade:
                         count = self._turns.count
@@ -156,7 +156,8 @@ class Executor:
         """An operation's part of the lock, which is given at the end."""
         hold = Hold(self._lock)
         try:
-            yield hold
+            with hold.current():
+                yield hold
         finally:
             hold.give()
 

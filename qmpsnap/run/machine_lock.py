@@ -16,13 +16,16 @@ from __future__ import annotations
 import fcntl
 import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TypeVar
 
 import anyio
 
 from qmpsnap.errors import Busy, LinkLost, QmpsnapError
 from qmpsnap.model.host_process import HostProcess
+from qmpsnap.run.current_operation import callback, waits_for_itself
 from qmpsnap.run.log import get_logger
 from qmpsnap.run.proc import host_process
 from qmpsnap.run.safe_open import kernel_text, open_directory
@@ -45,15 +48,22 @@ class MachineLock:
         self._holds = 0
         self._descriptor: int | None = None
 
-    async def take(self) -> None:
+    async def take(self, outer: Hold | None = None) -> None:
         """Take the lock for one operation more; `give` is to be called as often.
 
+        Args:
+            outer: Part of the operation from whose call-back this one was called.
+
         Raises:
-            Busy: When another client does not give it within 10 s.
+            Busy: When another client does not give it within 10 s, or only after this operation.
         """
         ends = time.monotonic() + _LIMIT
         while not self._holds and (pid := self._pid()) is not None and not self._locked(pid):
-            if time.monotonic() > ends:
+            called = callback() if outer is not None and outer.keeps(pid) else None
+            late = time.monotonic() > ends
+            if called is not None and (called.is_here or (late and called.runs)):
+                raise waits_for_itself()
+            if late:
                 holder = _holder(pid) or "a process that we may not see"
                 raise Busy(
                     f"another client is changing the machine: {holder}",
@@ -63,6 +73,11 @@ class MachineLock:
                 )
             await anyio.sleep(_AGAIN)
         self._holds += 1
+
+    @property
+    def pid(self) -> int | None:
+        """QEMU's process."""
+        return self._pid()
 
     def give(self) -> None:
         """Give the lock once the last operation has given it."""
@@ -94,11 +109,33 @@ class Hold:
 
     Args:
         lock: The machine's.
+
+    Attributes:
+        outer: That of the operation from whose call-back this one was called, or None.
     """
 
     def __init__(self, lock: MachineLock) -> None:
+        self.outer = _HOLD.get()
         self._lock = lock
         self._taken = False
+
+    @contextmanager
+    def current(self) -> Iterator[None]:
+        """Let the operations that are called from a call-back of this one know it."""
+        token = _HOLD.set(self)
+        try:
+            yield
+        finally:
+            _HOLD.reset(token)
+
+    def within(self, other: Hold) -> bool:
+        """Whether this operation was called from a call-back of the other one, directly or not."""
+        return self.outer is not None and (self.outer is other or self.outer.within(other))
+
+    def keeps(self, pid: int) -> bool:
+        """Whether it has the lock of that QEMU, or an operation has it that waits for this one."""
+        mine = self._taken and self._lock.pid == pid
+        return mine or (self.outer is not None and self.outer.keeps(pid))
 
     async def take(self) -> None:
         """Take the lock, unless this operation has it.
@@ -107,7 +144,7 @@ class Hold:
             Busy: When another client does not give it in time.
         """
         if not self._taken:
-            await self._lock.take()
+            await self._lock.take(self.outer)
             self._taken = True
 
     def give(self) -> None:
@@ -137,6 +174,9 @@ class Hold:
             await self.take()
         except Busy as busy:
             _log.warning("machine.not_locked", reason=busy.message)
+
+
+_HOLD: ContextVar[Hold | None] = ContextVar("qmpsnap_hold", default=None)
 
 
 def _holder(pid: int) -> HostProcess | None:

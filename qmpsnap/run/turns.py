@@ -5,7 +5,7 @@ This file alone decides which operations exclude each other.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import anyio
@@ -13,6 +13,8 @@ from msgspec import Struct
 
 from qmpsnap.errors import Busy
 from qmpsnap.plan.plan import Plan
+from qmpsnap.run.current_operation import PATIENCE, callback, waits_for_itself
+from qmpsnap.run.machine_lock import Hold
 
 
 class Claim(Struct, frozen=True):
@@ -59,8 +61,9 @@ def claim_of(plan: Plan) -> Claim:
 
 
 class _Turn:
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, hold: Hold) -> None:
         self.plan = plan
+        self.hold = hold
         self.claim = claim_of(plan)
         self.ended = anyio.Event()
 
@@ -88,7 +91,7 @@ class Turns:
         return True
 
     @asynccontextmanager
-    async def of(self, plan: Plan, *, wait: bool, give_way: Callable[[], None]) -> AsyncIterator[Claim]:
+    async def of(self, plan: Plan, *, wait: bool, hold: Hold) -> AsyncIterator[Claim]:
         """Hold what the plan works on while the block lasts.
 
         Short operations are always waited for. An operation never overtakes an earlier one that waits for the
@@ -97,12 +100,13 @@ class Turns:
         Args:
             plan: What is to be run.
             wait: Whether to wait also for an operation that copies whole layers.
-            give_way: Called before it waits.
+            hold: The operation's part of the machine's lock, given before it waits.
 
         Raises:
-            Busy: When such an operation is ahead, and `wait` is False.
+            Busy: When such an operation is ahead, and `wait` is False; or the one from whose call-back this
+                was called.
         """
-        turn = _Turn(plan)
+        turn = _Turn(plan, hold)
         earlier = [other for other in self._all if other.claim.meets(turn.claim)]
         if not wait:
             for other in earlier:
@@ -110,15 +114,34 @@ class Turns:
         self._all.append(turn)
         try:
             if earlier:
-                give_way()
+                hold.give()
             for other in earlier:
-                await other.ended.wait()
+                await _ended(other, hold)
             self.count += 1
             yield turn.claim
         finally:
             self.count += 1
             self._all.remove(turn)
             turn.ended.set()
+
+
+async def _ended(before: _Turn, hold: Hold) -> None:
+    """Wait until it has ended.
+
+    Raises:
+        Busy: When that one waits for the call-back in which this operation was called.
+    """
+    called = callback()
+    if called is None or not hold.within(before.hold):
+        await before.ended.wait()
+        return
+    while not before.ended.is_set():
+        if called.is_here:
+            raise waits_for_itself()
+        with anyio.move_on_after(PATIENCE):
+            await before.ended.wait()
+        if called.runs and not before.ended.is_set():
+            raise waits_for_itself()
 
 
 def _refuse_copying(turn: _Turn, before: _Turn) -> None:

@@ -139,7 +139,7 @@ async def test_other_clients_neither_plan_nor_run_while_an_operation_does(at_onc
     refused = []
 
     async def before(step: Step) -> None:
-        with pytest.raises(Busy, match="another client is changing the machine"):
+        with pytest.raises(Busy, match="the operation from whose call-back it was called"):
             await vm_of(other).snapshot("b")
         refused.append(step.command)
 
