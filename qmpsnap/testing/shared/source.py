@@ -72,7 +72,8 @@ def source_of(machine: object, disks: Mapping[str, object], ready: object, *, ov
         machine = guest_machine(disks=disk_list, memory_mib=_MEMORY_MIB)
     elif isinstance(machine, Machine) and disk_list:
         refuse("qmpsnap_disks", disks, "a Machine names its own disks")
-    repeatable = isinstance(machine, Machine) and _is_repeatable(machine)
+    # A function of the suite's would run beside a test, and may use what that test uses.
+    repeatable = isinstance(machine, Machine) and _is_repeatable(machine) and not callable(ready)
     if isinstance(machine, Machine):
         disk_list, launcher = machine.disks, launcher_of_machine(overrides.of(machine))
     elif callable(machine):

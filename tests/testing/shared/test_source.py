@@ -43,19 +43,21 @@ def test_launcher_s_disks_are_named_beside_it():
 
 
 @each(
-    ("machine", "repeatable"),
+    ("machine", "ready", "repeatable"),
     [
-        (Machine(), True),
-        (Machine(disks=[MachineDisk(name="vda", file="/i/a.qcow2")], nics=[Nic()]), True),
-        (Machine(nics=[Nic("user,hostfwd=tcp::2222-:22")]), False),
-        (Machine(nics=[Nic("socket,mcast=230.0.0.1:4000")]), False),
-        (Machine(arguments=["-serial", "file:/tmp/console"]), False),
-        (["qemu-system-x86_64"], False),
-        (len, False),
+        (Machine(), None, True),
+        (Machine(), "login:", True),
+        (Machine(), len, False),
+        (Machine(disks=[MachineDisk(name="vda", file="/i/a.qcow2")], nics=[Nic()]), None, True),
+        (Machine(nics=[Nic("user,hostfwd=tcp::2222-:22")]), None, False),
+        (Machine(nics=[Nic("socket,mcast=230.0.0.1:4000")]), None, False),
+        (Machine(arguments=["-serial", "file:/tmp/console"]), None, False),
+        (["qemu-system-x86_64"], None, False),
+        (len, None, False),
     ],
 )
-def test_two_run_at_once_only_if_they_name_nothing_that_both_would_use(qemu, machine, repeatable):
-    assert source_of(machine, {}, None, overrides=Overrides(qemu=str(qemu))).repeatable is repeatable
+def test_two_run_at_once_only_if_they_name_nothing_that_both_would_use(qemu, machine, ready, repeatable):
+    assert source_of(machine, {}, ready, overrides=Overrides(qemu=str(qemu))).repeatable is repeatable
 
 
 @each(
