@@ -10,6 +10,7 @@ import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from textwrap import indent
 from typing import TYPE_CHECKING, Final, Self
@@ -17,9 +18,11 @@ from typing import TYPE_CHECKING, Final, Self
 import anyio
 
 from qmpsnap.entry import connect
-from qmpsnap.errors import GuestFailed, LinkLost, MachineDiffers, QmpsnapError
+from qmpsnap.errors import ConnectFailed, GuestFailed, InvalidTarget, LinkLost, MachineDiffers, QmpsnapError
 from qmpsnap.model.console_text import last_lines
 from qmpsnap.model.start import Start
+from qmpsnap.run.disk import in_thread
+from qmpsnap.run.safe_open import remove_tree
 from qmpsnap.template import Template, freeze
 from qmpsnap.testing.shared import reset as resets
 from qmpsnap.testing.shared.guest_port import has_port, open_woken
@@ -131,6 +134,7 @@ class SharedMachine:
             test: The test that is about to use it, for the report.
 
         Raises:
+            InvalidTarget: When a file that it needs cannot be created.
             QmpsnapError: When QEMU does not start, or the guest is not ready in time. After that every call
                 is refused at once.
         """
@@ -171,6 +175,8 @@ class SharedMachine:
             raise self._failure
         try:
             return await self._reset_or_boot(wanted)
+        except InvalidTarget:  # a file cannot be created, as on a full disk; the next try may find room
+            raise
         except _FAILURES as error:
             self._failure = error
             raise
@@ -213,9 +219,10 @@ class SharedMachine:
         for mode in _TRIED:
             try:
                 booted = await self._boot(mode, chosen=False)
-            except GuestFailed:
-                raise
             except _FAILURES as error:
+                # A QEMU that does not start, or whose guest does not boot, does so for no other reset.
+                if isinstance(error, GuestFailed) or (isinstance(error, ConnectFailed) and mode == "memory"):
+                    raise
                 reasons.setdefault(first_line(error), []).append(mode)
                 continue
             started = time.monotonic()
@@ -241,6 +248,7 @@ class SharedMachine:
     async def _boot(self, mode: Reset, *, chosen: bool = True) -> Booted:
         """Boot it so that it can be reset; unless that way was chosen, refuse one that is not safe."""
         await self._end()
+        await self._remove_earlier()
         started = time.monotonic()
         self._starts += 1
         directory = self._directory / str(self._starts)
@@ -344,6 +352,11 @@ class SharedMachine:
         if booted is not None:
             booted.leave.set()
             await booted.ended.wait()
+
+    async def _remove_earlier(self) -> None:
+        """Remove the files of earlier QEMUs: a test may have filled the file system with them."""
+        for path in list(self._directory.iterdir()):
+            await in_thread(partial(remove_tree, str(path)))
 
     async def _put_back(self, booted: Booted, mode: Reset) -> Booted:
         """Reset the machine; if this fails, it has to be booted again."""

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from qmpsnap.errors import GuestFailed
+from qmpsnap.errors import ConnectFailed, GuestFailed, InvalidTarget, QmpsnapError
 from qmpsnap.testing.server import Return, Wait, serve
 from qmpsnap.testing.shared.machine import SharedMachine
 
@@ -64,6 +64,49 @@ async def test_qemu_that_hangs_while_it_waits_for_a_test_is_replaced(tmp_path):
         await machine.begin(test="third")
     assert len(start.qemus) == 2
     assert machine.account.again == ["second: QEMU was not reset in 0.2 s"]
+
+
+async def test_files_of_a_qemu_are_removed_before_the_next_one_boots(tmp_path):
+    machine = SharedMachine(Starts(), [], tmp_path, ready=ready, reset="boot")
+    async with machine:
+        for number in (1, 2, 3):
+            booted = await machine.begin(test=str(number))
+            (booted.directory / "filler").touch()
+            assert [path.name for path in tmp_path.iterdir()] == [str(number)]
+
+
+async def test_qemu_that_does_not_start_is_not_started_for_every_reset(tmp_path):
+    starts = []
+
+    @asynccontextmanager
+    async def start(wanted):
+        starts.append(wanted)
+        raise ConnectFailed("QEMU ended with status 1")
+        yield
+
+    async with SharedMachine(start, [], tmp_path, ready=ready) as machine:
+        for _ in range(2):
+            with pytest.raises(QmpsnapError, match="QEMU ended with status 1"):
+                await machine.begin()
+    assert (len(starts), machine.account.reset) == (1, "")
+
+
+async def test_machine_boots_when_the_disk_is_no_longer_full(tmp_path):
+    works, is_full = Starts(), True
+
+    @asynccontextmanager
+    async def start(wanted):
+        if is_full:
+            raise InvalidTarget("no space left", file="/f")
+        async with works(wanted):
+            yield
+
+    async with SharedMachine(start, [], tmp_path, ready=ready, reset="boot") as machine:
+        for _ in range(2):
+            with pytest.raises(InvalidTarget, match="no space left"):
+                await machine.begin()
+        is_full = False
+        assert (await machine.begin()).used
 
 
 async def test_machine_that_cannot_be_prepared_says_so_to_a_test_once_and_then_in_short(tmp_path):
