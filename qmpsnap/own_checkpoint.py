@@ -63,11 +63,16 @@ async def planned(vm: OneMachine, name: str, *, memory: str = "", fork: bool = F
 async def _planned(vm: OneMachine, checkpoint: Checkpoint) -> Plan:
     try:
         return await vm.plan(checkpoint)
-    except InvalidTarget as error:
-        if "--memory" in error.hint:  # which our caller does not have
+    except (InvalidTarget, Unsupported) as error:  # its hint may name an option that our caller does not have
+        if "--memory" in error.hint:
             error.hint = (
                 "free some space there, or take a checkpoint first, whose memory is elsewhere "
                 "(checkpoint NAME --memory FILE), and use that"
+            )
+        elif "--plain" in error.hint:
+            error.hint = (
+                "an encrypted disk cannot be forked, nor be part of a template; for a revert alone, take a "
+                "checkpoint with --plain"
             )
         raise
 

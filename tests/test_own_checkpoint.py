@@ -7,12 +7,13 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from qmpsnap.errors import Changed, CommandFailed, Interrupted, InvalidTarget, NotFound
+from qmpsnap.errors import Changed, CommandFailed, Interrupted, InvalidTarget, NotFound, Unsupported
 from qmpsnap.model.files import DirFact
 from qmpsnap.own_checkpoint import own, planned
 from qmpsnap.plan.intent import Checkpoint, Mode
 from qmpsnap.testing.drawing import chain, graph
 from tests.each import each
+from tests.plan.scenes import encrypted
 from tests.run.operations import vm_of
 from tests.run.states import fake_of
 
@@ -204,3 +205,16 @@ async def test_checkpoint_without_room_is_refused_with_a_way_that_the_caller_has
     with pytest.raises(InvalidTarget, match="bytes free") as caught:
         await planned(vm_of(fake), "t1")
     assert "(checkpoint NAME --memory FILE), and use that" in caught.value.hint
+
+
+@each("running", [True, False])
+async def test_checkpoint_of_an_encrypted_disk_is_refused_with_a_way_that_the_caller_has(
+    *, running: bool
+) -> None:
+    fake = fake_of(encrypted("base <- s1*")[0], running=running)
+    with pytest.raises(Unsupported, match="would be stored unencrypted") as caught:
+        await planned(vm_of(fake), "t1")
+    assert caught.value.hint == (
+        "an encrypted disk cannot be forked, nor be part of a template; "
+        "for a revert alone, take a checkpoint with --plain"
+    )

@@ -137,7 +137,7 @@ class Moments(Struct, frozen=True):
     unreadable: tuple[str, ...] = ()
 
     def named(self, name: str) -> tuple[Moment, ...]:
-        """The moments of that name: one, or one of each kind, or none."""
+        """The moments of that name: none, one, or several of different kinds or on different disks."""
         return tuple(moment for moment in self.moments if moment.name == name)
 
     def _repr_html_(self) -> str:

@@ -38,7 +38,7 @@ class TreeImage(JsonStruct, frozen=True):
         in_chain: Whether it is in the chain of one of this machine's disks.
         missing: Whether the file does not exist.
         invalid: Whether a commit has written into it, or has left it behind as FILE.invalid.
-        holds: Names of the external snapshots that are read from it.
+        holds: Names of the external snapshots that are read from it, but not of those lost by a commit.
         began: Names of the external snapshots at which it began, or from which it continues.
         inside: Names of the internal snapshots that the machine has in it.
         holds_other: Names of snapshots in records to which no layer of this machine leads.

@@ -243,7 +243,8 @@ class Growth:
     def _name(self, moments: Iterable[Moment]) -> None:
         """Note in each image the names of the snapshots that it holds."""
         for moment in moments:
-            for part in moment.held:
+            lost = moment.record.lost if moment.record is not None else ()
+            for part in (part for part in moment.held if part.disk not in lost):
                 node = self.nodes.get(self.key(part.file))
                 if node is not None:
                     _add(node.holds if moment.kind == "external" else node.inside, moment.name)

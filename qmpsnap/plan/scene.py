@@ -60,11 +60,11 @@ class Scene:
             unread = "".join(f"; not read: {reason}" for reason in self.files.bad_records)
             raise NotFound(f"there is no snapshot {name!r}", hint=f"{there}{unread}")
         if len(named) > 1:
-            kinds = ", ".join(moment.kind for moment in named)
+            each = [f"{moment.kind} on {', '.join(moment.disks)}" for moment in named]
             raise AmbiguousName(
-                f"{name!r} is the name of {len(named)} snapshots: {kinds}",
-                candidates=[f"{moment.kind}, on {', '.join(moment.disks)}" for moment in named],
-                hint="remove an external one by commit or stream",
+                f"{name!r} is the name of {len(named)} snapshots: {'; '.join(each)}",
+                candidates=each,
+                hint="commit or stream the disks of an external one, which removes it",
             )
         return named[0]
 

@@ -153,6 +153,19 @@ def test_tree_has_what_a_commit_wrote_into_and_what_it_left() -> None:
     ]
 
 
+def test_tree_names_no_snapshot_in_an_image_into_which_a_commit_has_written_since() -> None:
+    on = graph(vda="base <- s1 <- s3*", vdb="data <- d2*")
+    two = moment("two", "s1", "s2", overlays={"vda": path("s2"), "vdb": path("d2")}, lost=("vda",))
+    two = replace(two, covered={"vda": path("s1"), "vdb": path("data")})
+    assert drawn(tree(on, FakeFiles(on), two, moment("three", "s1", "s3"))) == [
+        "o base",
+        "o s1 three",
+        "* s3",
+        "o data two",
+        "* d2",
+    ]
+
+
 def test_tree_names_a_snapshot_whose_layer_is_missing_and_no_overlay_that_is() -> None:
     on = graph(vda="base <- r1*")
     records = (moment("one", "base", "s1", "r1"), moment("two", "s1", "s2"))

@@ -113,7 +113,7 @@ def fates(records: Iterable[Record], fold: Fold) -> Fates:
         named = [disk for disk in new if disk in record.disks]
         if named:
             lost.append(record.name)
-            notes.append(_loss(record, named, ends=record in ended))
+            notes.append(_loss(record, named, fold.base, ends=record in ended))
     steps += _states(ended)
     return Fates(tuple(steps), tuple(ended), tuple(notes), tuple(dict.fromkeys(lost)))
 
@@ -143,8 +143,8 @@ def _kept_lost(record: MomentRecord, disks: set[str]) -> list[Step]:
     return [keep_lost(record.directory, record.id, disk) for disk in new]
 
 
-def _loss(record: MomentRecord, disks: list[str], *, ends: bool) -> str:
-    where = ", ".join(f"{disk} (newer data goes into {record.covered[disk]})" for disk in disks)
+def _loss(record: MomentRecord, disks: list[str], base: str, *, ends: bool) -> str:
+    where = f"{', '.join(disks)} (newer data goes into {base})"
     state = f", and its VM state {record.state.file} with it" if ends and record.state is not None else ""
     return f"the snapshot {record.name!r} is lost on {where}{state}"
 

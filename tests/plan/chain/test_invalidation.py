@@ -98,6 +98,11 @@ def test_fates_are_described_in_words() -> None:
         "the snapshot 'n3' is lost on vda (newer data goes into /base), and its VM state /memory with it",
     )
     assert fate.steps == (remove_state("/memory", "m3"),)
+    assert fates(EVERY, fold(2, 4)).notes == (
+        "the snapshot 'n1' of vda is then held by /base",
+        "the snapshot 'n2' is lost on vda (newer data goes into /base)",
+        "the snapshot 'n3' is lost on vda (newer data goes into /base)",
+    )
 
 
 def test_fates_of_a_moment_that_other_disks_have_too_are_noted_and_it_stays() -> None:
