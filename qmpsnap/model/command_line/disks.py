@@ -97,8 +97,9 @@ def with_images(options: Sequence[Option], images: Mapping[str, str]) -> list[Op
     for disk, image in images.items():
         match disks.get(disk):
             case None:
+                others = f"recognised are {', '.join(disks)}" if disks else "none is recognised"
                 raise Unsupported(
-                    f"no argument of QEMU's command line is recognised as the disk {disk!r}",
+                    f"no argument of QEMU's command line is recognised as the disk {disk!r}; {others}",
                     feature=disk,
                     hint="give its device an id, or give launcher=",
                 )
@@ -110,9 +111,9 @@ def with_images(options: Sequence[Option], images: Mapping[str, str]) -> list[Op
     for disk, where in disks.items():
         if where not in replaced and _is_written(options, where):
             raise Unsupported(
-                f"two QEMUs would write to the same image of the disk {disk!r}",
+                f"two QEMUs would write to the same image of the disk {disk!r}, which gets no other one",
                 feature=disk,
-                hint="give another image for it in Start.disks, or give launcher=",
+                hint="name an image for it in Start.disks, or give launcher=",
             )
     return with_image(changed, roots)
 

@@ -12,7 +12,7 @@ from qmpsnap.model.command_line.options import Option, Pairs, last, read_keys, w
 
 _ON: Final = frozenset({"on", "yes", "true"})
 _ADDRESS_BYTES: Final = 107  # of a unix socket's path
-_OF_LAUNCH: Final = ("qmp", "console.log", "qemu.log")  # names that `launch` uses in the directory
+_OF_LAUNCH: Final = ("qmp", "qemu.log")  # names that `launch` uses in the directory of a command line
 
 _LEFT_OUT: Final = frozenset(
     {"-pidfile", "-daemonize", "-qmp", "-qmp-pretty", "-mon", "-gdb", "-s", "-incoming", "-loadvm"}

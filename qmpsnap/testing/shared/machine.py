@@ -29,7 +29,7 @@ from qmpsnap.testing.shared.guest_port import has_port, open_woken
 from qmpsnap.testing.shared.memory_only import refuse_outside
 from qmpsnap.testing.shared.monitors import monitors, still_connected
 from qmpsnap.testing.shared.place import Base, overlay_each
-from qmpsnap.testing.shared.reset import RECORDS, Booted, console_end, console_size
+from qmpsnap.testing.shared.reset import CONSOLE_LOG, RECORDS, Booted, console_end, console_size
 from qmpsnap.testing.shared.standing import Reset, pictures
 from qmpsnap.testing.witness import PRINTED
 from qmpsnap.vm import VM, Launcher
@@ -46,6 +46,7 @@ console's log had before this start.
 
 _FAILURES = (QmpsnapError, OSError, TimeoutError)
 _TRIED: Final[tuple[Reset, ...]] = ("memory", "clone", "disks")
+_LATE: Final = "give it more time (--qmpsnap-boot-limit), or run it by itself to see where it stops"
 
 
 @dataclass
@@ -340,12 +341,15 @@ class SharedMachine:
             with anyio.fail_after(self._boot_limit):
                 await self._ready(booted.vm, booted.directory, since)
         except (TimeoutError, QmpsnapError) as error:
+            is_late = not str(error)
             text = (
-                first_line(error).removesuffix(PRINTED)
-                if str(error)
-                else f"the guest was not ready after {self._boot_limit:g} s"
+                f"the guest was not ready after {self._boot_limit:g} s"
+                if is_late
+                else first_line(error).removesuffix(PRINTED)
             )
-            raise GuestFailed(f"{text}\n{self.last_lines(booted)}", script="") from error
+            failed = GuestFailed(f"{text}\n{self.last_lines(booted)}", script="")
+            failed.hint = _LATE if is_late else ""
+            raise failed from error
 
     async def _end(self) -> None:
         booted, self._booted = self._booted, None
@@ -386,10 +390,11 @@ class SharedMachine:
 
     def last_lines(self, booted: Booted) -> str:
         """Return the last lines that the guest wrote to its console."""
-        lines = last_lines(console_end(booted.directory))
-        return (
-            f"the end of its console:\n{indent(lines, '  ')}" if lines else "it wrote nothing to its console"
-        )
+        if lines := last_lines(console_end(booted.directory)):
+            return f"the end of its console:\n{indent(lines, '  ')}"
+        if (booted.directory / CONSOLE_LOG).exists():
+            return "it wrote nothing to its console"
+        return f"its console is not known: give QEMU -serial file:{CONSOLE_LOG}"
 
 
 def first_line(error: BaseException) -> str:

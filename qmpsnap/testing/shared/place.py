@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import struct
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -12,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+from qmpsnap.errors import NotFound, UnsafeImage
 from qmpsnap.run.disk import in_thread
 from qmpsnap.run.guard import removed_at_death
 from qmpsnap.run.images import Images
@@ -56,7 +58,15 @@ async def read_bases(disks: Mapping[str, str], formats: Mapping[str, str]) -> tu
     Raises:
         Refused: When an image cannot be used; see `qmpsnap.offline`.
     """
-    chains = await in_thread(partial(read_chains, disks, formats=formats))
+    try:
+        chains = await in_thread(partial(read_chains, disks, formats=formats))
+    except NotFound as error:
+        if not error.hint and not all(map(os.path.isabs, disks.values())):
+            error.hint = f"a relative path counts from {str(Path.cwd())!r}, where pytest was started"
+        raise
+    except UnsafeImage as error:
+        error.hint = re.sub(r"--format (\S+)=(\w+)", r'give "\1": (PATH, "\2")', error.hint)
+        raise
     return tuple(
         Base(chain.disk, chain.files, chain.active.format, chain.active.virtual_size) for chain in chains
     )

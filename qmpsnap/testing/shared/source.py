@@ -13,7 +13,9 @@ from typing import Final, cast
 from qmpsnap.errors import Unsupported
 from qmpsnap.launched import launch
 from qmpsnap.model.arguments import path_text, refuse
-from qmpsnap.model.machine_description import Accelerator, Machine, MachineDisk, escaped
+from qmpsnap.model.command_line.disks import with_images
+from qmpsnap.model.command_line.options import split
+from qmpsnap.model.machine_description import Accelerator, Machine, MachineDisk, escaped, words
 from qmpsnap.model.start import Start
 from qmpsnap.run.accelerator import accelerator
 from qmpsnap.testing.machine import guest_machine
@@ -63,7 +65,8 @@ def source_of(machine: object, disks: Mapping[str, object], ready: object, *, ov
 
     Raises:
         BadArgument: When an argument is invalid.
-        Unsupported: When QEMU, or the kernel of our guest, is not found.
+        Unsupported: When QEMU, or the kernel of our guest, is not found; when the disks are not those that a
+            command line lets the guest write to.
     """
     if not (ready is None or isinstance(ready, str) or callable(ready)):
         refuse("qmpsnap_ready", ready, "return text, a coroutine function, or None")
@@ -79,6 +82,7 @@ def source_of(machine: object, disks: Mapping[str, object], ready: object, *, ov
     elif callable(machine):
         launcher = cast("Launcher", machine)
     elif isinstance(machine, list | tuple):
+        _refuse_other_disks(machine, disk_list)
         launcher = partial(_launch, machine)
     else:
         refuse("qmpsnap_machine", machine, "return a qmpsnap.Machine, a command line, or a launcher")
@@ -105,6 +109,18 @@ def launcher_of_machine(machine: Machine) -> Launcher:
         return launch(argv, log=place / "qemu.log")
 
     return launcher
+
+
+def _refuse_other_disks(argv: Sequence[str], disks: Sequence[MachineDisk]) -> None:
+    """Refuse a command line if qmpsnap_disks leaves out a disk that can be written to, or has one more."""
+    _, options = split(words("qmpsnap_machine", argv))
+    try:
+        with_images(options, {disk.name: path_text("file", disk.file) for disk in disks})
+    except Unsupported as error:
+        error.hint = error.hint.replace("Start.disks", "qmpsnap_disks").replace(
+            "give launcher=", "return a launcher from qmpsnap_machine"
+        )
+        raise
 
 
 def _launch(argv: Sequence[str], start: Start) -> AbstractAsyncContextManager[VM]:

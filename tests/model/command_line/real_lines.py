@@ -157,6 +157,11 @@ LINES = {
         "-chardev null,id=a -chardev null,id=b -chardev null,id=c -chardev pty,id=d "
         "-chardev null,id=e -chardev file,id=f,mux=on,path=/d/2-qmp -chardev null,id=g -chardev null,id=h",
     ),
+    "serial ports to files": (
+        "-serial file:console.log -serial file:/x/console.log -serial file:qemu.log",
+        "",
+        "-serial file:/d/console.log -serial file:/d/2-console.log -serial file:/d/2-qemu.log",
+    ),
     "spice": (
         "-spice port=5901,addr=127.0.0.1,password=x,image-compression=off -vga qxl -chardev spicevmc,id=v,name=vdagent",
         "",

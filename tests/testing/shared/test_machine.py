@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 
 from qmpsnap.errors import ConnectFailed, GuestFailed, InvalidTarget, QmpsnapError
 from qmpsnap.testing.server import Return, Wait, serve
 from qmpsnap.testing.shared.machine import SharedMachine
+from tests.each import each
 
 _EMPTY = ("query-block", "query-named-block-nodes", "query-blockstats", "query-block-jobs", "query-jobs")
 
@@ -120,6 +122,41 @@ async def test_machine_that_cannot_be_prepared_says_so_to_a_test_once_and_then_i
             with pytest.raises(GuestFailed) as caught:
                 await call()
             said.append(str(caught.value))
-    long = "the guest has panicked\nit wrote nothing to its console"
+    long = "the guest has panicked\nits console is not known: give QEMU -serial file:console.log"
     short = "the machine could not be booted before: the guest has panicked"
     assert said == [long, long, short]
+
+
+@each(
+    ("console", "end"),
+    [
+        (None, "its console is not known: give QEMU -serial file:console.log"),
+        ("", "it wrote nothing to its console"),
+        ("one\ntwo\n", "the end of its console:\n  one\n  two"),
+    ],
+)
+async def test_guest_that_is_not_ready_in_time_is_told_with_its_console_and_what_to_do(
+    tmp_path, console, end
+):
+    @asynccontextmanager
+    async def start(wanted):
+        if console is not None:
+            Path(wanted.directory, "console.log").write_text(console)
+        async with serve(wanted.monitors[0]) as qemu:
+            for command in _EMPTY:
+                qemu.answer(command, Return([]))
+            yield
+
+    async def never(*_):
+        await asyncio.Event().wait()
+
+    directory = tmp_path / str(len([*tmp_path.iterdir()]))  # another one for each case
+    directory.mkdir()
+    machine = SharedMachine(start, [], directory, ready=never, reset="boot", boot_limit=0.2)
+    async with machine:
+        with pytest.raises(GuestFailed) as caught:
+            await machine.begin()
+    assert caught.value.message == f"the guest was not ready after 0.2 s\n{end}"
+    assert caught.value.hint == (
+        "give it more time (--qmpsnap-boot-limit), or run it by itself to see where it stops"
+    )

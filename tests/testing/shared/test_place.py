@@ -8,9 +8,10 @@ import struct
 
 import pytest
 
-from qmpsnap.errors import NotFound
+from qmpsnap.errors import NotFound, UnsafeImage
 from qmpsnap.model.header import parse_header
 from qmpsnap.testing.shared.place import overlay_each, private_directory, read_bases, unwritable
+from tests.each import each
 from tests.headers import qcow2_bytes
 
 FLOCK = struct.Struct("@hhqqi4x")
@@ -42,6 +43,30 @@ def test_unwritable_images_can_be_written_to_after_the_block(tmp_path):
     with unwritable([*map(str, images), str(tmp_path / "missing")]):
         assert [may_write(image) for image in images] == [False, False]
     assert [may_write(image) for image in images] == [True, True]
+
+
+async def test_image_that_is_not_found_is_refused_with_where_its_path_counts_from(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(NotFound) as caught:
+        await read_bases({"vda": "base.qcow2"}, {"vda": "qcow2"})
+    assert caught.value.hint == f"a relative path counts from {str(tmp_path)!r}, where pytest was started"
+    with pytest.raises(NotFound) as caught:
+        await read_bases({"vda": str(tmp_path / "base.qcow2")}, {"vda": "qcow2"})
+    assert caught.value.hint == ""
+
+
+@each(
+    ("form", "hint"),
+    [
+        ("qcow2", 'if it is a raw image: give "vda": (PATH, "raw")'),
+        (None, 'if it is raw: give "vda": (PATH, "raw")'),
+    ],
+)
+async def test_image_of_another_format_is_refused_in_the_words_of_qmpsnap_disks(tmp_path, form, hint):
+    (tmp_path / "data").write_bytes(bytes(1 << 16))
+    with pytest.raises(UnsafeImage) as caught:
+        await read_bases({"vda": str(tmp_path / "data")}, {"vda": form} if form else {})
+    assert caught.value.hint == hint
 
 
 async def test_overlays_are_based_on_the_images(tmp_path):

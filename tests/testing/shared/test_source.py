@@ -75,6 +75,35 @@ def test_anything_else_is_refused(machine, disks, ready, words):
         source_of(machine, disks, ready, overrides=Overrides())
 
 
+COMMAND_LINE = ["qemu-system-x86_64", "-drive", "file=/i/a.qcow2,if=virtio", "-append", ""]
+
+
+def test_command_line_has_the_disks_that_are_named_beside_it():
+    found = source_of(COMMAND_LINE, {"virtio0": "/i/a.qcow2"}, None, overrides=Overrides())
+    assert found.disks == {"virtio0": "/i/a.qcow2"}
+
+
+@each(
+    ("disks", "message", "hint"),
+    [
+        (
+            {},
+            "two QEMUs would write to the same image of the disk 'virtio0', which gets no other one",
+            "name an image for it in qmpsnap_disks, or return a launcher from qmpsnap_machine",
+        ),
+        (
+            {"vda": "/i/a.qcow2"},
+            "no argument of QEMU's command line is recognised as the disk 'vda'; recognised are virtio0",
+            "give its device an id, or return a launcher from qmpsnap_machine",
+        ),
+    ],
+)
+def test_command_line_with_other_disks_than_are_named_is_refused(disks, message, hint):
+    with pytest.raises(Unsupported) as caught:
+        source_of(COMMAND_LINE, disks, None, overrides=Overrides())
+    assert (caught.value.message, caught.value.hint) == (message, hint)
+
+
 def test_overrides_are_applied_and_nothing_else(qemu):
     machine = Machine(qemu=str(qemu), accel="tcg", memory_mib=512, cpus=2)
     assert Overrides().of(machine) == machine
