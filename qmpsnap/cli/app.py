@@ -261,12 +261,27 @@ class Group(click.Group):
     """A group whose help is written like a verb's."""
 
     context_class = HelpContext
+    aliases: Mapping[str, str] = MappingProxyType({})  # other names of its verbs
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Read the arguments; without any, it is a usage error that lists the commands."""
         if not args and not ctx.resilient_parsing:
             ctx.fail(f"give one of {', '.join(self.list_commands(ctx))}")
         return super().parse_args(ctx, args)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the verb; one that does not exist is a usage error that names similar ones, or all."""
+        if args and self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
+            from difflib import get_close_matches  # noqa: PLC0415 - for a mistake alone
+
+            verbs = self.list_commands(ctx)
+            near = [name for name in verbs if name.startswith(args[0])]
+            near = near or get_close_matches(args[0], (*verbs, *self.aliases))
+            others = f"did you mean {' or '.join(near)}?" if near else f"the verbs are {', '.join(verbs)}"
+            ctx.fail(f"there is no verb {args[0]!r}; {others}")
+        return super().resolve_command(ctx, args)
 
 
 class Verb(click.Command):
@@ -286,6 +301,17 @@ class Verb(click.Command):
         again = [option for option in _shared_options(again=True) if own.isdisjoint(option.opts)]
         self.params = [*self.params, *again]
         self._example = example
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the arguments; an option that was cut short is answered by those that begin so."""
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            options = (name for param in self.params for name in param.opts)
+            if near := sorted({name for name in options if name.startswith(error.option_name)}):
+                message = f"No such option {error.option_name!r}; did you mean {' or '.join(near)}?"
+                raise click.NoSuchOption(error.option_name, message, ctx=ctx) from error
+            raise
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the example."""
@@ -307,6 +333,8 @@ def verb(name: str, *, example: str, short_help: str | None = None) -> Callable[
 class Verbs(Group):
     """The group of all verbs; each is imported when it is asked for."""
 
+    aliases = _ALIASES
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Names of the verbs, in the order of the help; aliases are not listed."""
         del ctx
@@ -321,19 +349,6 @@ class Verbs(Group):
         command = getattr(import_module(f"qmpsnap.cli.{place[0]}"), place[1])
         assert isinstance(command, click.Command)  # noqa: S101 - the table above says so
         return command
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the verb; one that does not exist is a usage error that lists those that do."""
-        if args and self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
-            from difflib import get_close_matches  # noqa: PLC0415 - for a mistake alone
-
-            near = [name for name in _VERBS if name.startswith(args[0])]
-            near = near or get_close_matches(args[0], (*_VERBS, *_ALIASES))
-            others = f"did you mean {' or '.join(near)}?" if near else f"the verbs are {', '.join(_VERBS)}"
-            ctx.fail(f"there is no verb {args[0]!r}; {others}")
-        return super().resolve_command(ctx, args)
 
 
 def _version(context: click.Context, option: click.Parameter, value: bool) -> None:  # noqa: ARG001, FBT001 - click's

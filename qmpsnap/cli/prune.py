@@ -16,7 +16,7 @@ from qmpsnap.plan.intent import Prune
 @verb(
     "prune",
     example="qmpsnap -s /run/vm1/qmp.sock prune --keep-last 7 -n",
-    short_help="Delete old snapshots, or fold chains that are too long.",
+    short_help="Delete old snapshots, or as many as make chains short.",
 )
 @click.option(
     "--keep-last", type=click.IntRange(1), metavar="N", help="Keep the newest N external snapshots."

@@ -13,7 +13,7 @@ from qmpsnap.plan.intent import Restore
 @verb(
     "restore",
     example="qmpsnap -s /run/vm1/new.sock restore vm1.state",
-    short_help="Load memory and devices that save wrote into a new QEMU.",
+    short_help="Load into a new QEMU what save wrote: memory and devices.",
 )
 @click.argument("file", type=FILE)
 @wait

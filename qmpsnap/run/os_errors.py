@@ -17,12 +17,12 @@ from qmpsnap.run.lock_holders import user_of
 
 # These need no permission to write to the directory.
 _READING: Final = frozenset({"open", "read", "look at", "resolve", "lock"})
-
+_CHECK: Final = "check the path"
 # Other errors have the C library's text and no hint.
 _TABLE: Mapping[int, tuple[str, str]] = MappingProxyType(
     {
-        errno.ENOENT: ("no such file or directory", ""),
-        errno.ENOTDIR: ("not a directory", ""),
+        errno.ENOENT: ("no such file or directory", _CHECK),
+        errno.ENOTDIR: ("not a directory", _CHECK),
         errno.EACCES: (NOT_ALLOWED, "run as a user who is allowed to do that"),
         errno.EPERM: ("operation not permitted", "run as the owner of the file and its directory"),
         errno.EROFS: ("read-only file system", ""),
@@ -79,7 +79,8 @@ def unusable(file: str, error: OSError | ValueError, verb: str) -> InvalidTarget
     if number in {errno.ENOENT, errno.ENOTDIR} and not os.path.isdir(directory):
         while not os.path.isdir(above := os.path.dirname(directory)) and above != directory:
             directory = above
-        why, what = f"there is no directory {directory!r}", "create it first"
+        why = f"there is no directory {directory!r}"
+        what = _CHECK if verb in _READING else "create it first"
     elif number in {errno.EACCES, errno.EPERM, errno.EROFS} and verb not in _READING:
         why = f"{directory!r} is not writable for qmpsnap ({why})"
     elif number == errno.EAGAIN:

@@ -42,6 +42,26 @@ def test_help_of_a_backup_verb_has_an_example(qmpsnap, name):
     assert f" backup {name} /backups/vm1" in qmpsnap("backup", name, "--help").out.split("\nExample:\n")[1]
 
 
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [("frob", "the verbs are cancel, pause, resume, speed, wait"), ("canel", "did you mean cancel?")],
+)
+def test_a_verb_of_job_that_does_not_exist_is_answered_like_any_other(qmpsnap, typed, meant):
+    ended = qmpsnap("job", typed, "x")
+    assert ended.code == 2
+    assert ended.err.splitlines()[0] == f"qmpsnap: there is no verb {typed!r}; {meant}"
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [("--after", "--after-migration"), ("--st", "--state-dir or --storage-daemon"), ("--dry", "--dry-run")],
+)
+def test_an_option_that_is_cut_short_is_answered_by_those_that_begin_so(qmpsnap, typed, meant):
+    ended = qmpsnap("cont", typed)
+    assert ended.code == 2
+    assert ended.err.splitlines()[0] == f"qmpsnap: No such option {typed!r}; did you mean {meant}?"
+
+
 def test_a_verb_that_does_not_exist_is_answered_by_those_that_do(qmpsnap):
     ended = qmpsnap("merge")
     assert ended.code == 2

@@ -42,6 +42,7 @@ def test_unusable_names_the_first_directory_that_is_missing(tmp_path: Path) -> N
     error = unusable(file, FileNotFoundError(errno.ENOENT, "No such file or directory"), "create")
     assert error.message == f"cannot create {file!r}: there is no directory '{tmp_path}/no'"
     assert (error.hint, error.file) == ("create it first", file)
+    assert unusable(file, FileNotFoundError(errno.ENOENT, "No such file"), "open").hint == "check the path"
 
 
 def test_unusable_of_a_file_that_is_missing_does_not_speak_of_its_directory(tmp_path: Path) -> None:

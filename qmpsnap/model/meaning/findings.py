@@ -22,7 +22,7 @@ FINDINGS: Mapping[str, Said] = MappingProxyType(
             "Free some space; then `qmpsnap cont` repeats the write.",
         ),
         "io-error": Said(
-            "A guest that QEMU paused because a request to a disk failed otherwise.",
+            "A guest that QEMU paused because a request to a disk failed, but not for lack of space.",
             "Look at the storage; then `qmpsnap cont` repeats the request.",
         ),
         "guest-failed": Said(

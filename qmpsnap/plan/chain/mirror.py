@@ -243,7 +243,7 @@ def _check_sync(intent: Mirror, disk: Disk, form: str) -> None:
 
 def _check_target(intent: Mirror, scene: Scene, disk: Disk, form: str) -> None:
     target = intent.target
-    refuse_layer(scene, target)
+    refuse_layer(scene, target, hint="a copy needs a file of its own")
     if not scene.files.shared:
         if intent.use_existing:
             raise Unsupported(

@@ -43,7 +43,7 @@ def disk_full(facts: Facts) -> Iterator[Case]:
 
 
 def io_error(facts: Facts) -> Iterator[Case]:
-    """A guest that QEMU paused because a request to a disk failed otherwise."""
+    """A guest that QEMU paused because a request to a disk failed, but not for lack of space."""
     if facts.status is None or facts.status.state != _IO_ERROR:
         return
     failed = dict(_failed(facts))

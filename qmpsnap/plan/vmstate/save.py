@@ -188,7 +188,7 @@ def whole_note(files: Files, file: str) -> MemoryNote:
     refuse_unseen(files)
     fact = files.memories[file]
     if not fact.exists:
-        raise InvalidTarget(f"{file} does not exist", file=file)
+        raise InvalidTarget(f"{file} does not exist", file=file, hint="name the file that save has written")
     if fact.note is None:
         raise InvalidTarget(
             f"{file} is not a complete memory file of qmpsnap: {fact.problem}",

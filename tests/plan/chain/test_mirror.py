@@ -237,8 +237,9 @@ def test_mirror_refuses_a_target_that_exists() -> None:
 @each("file", [*CHAIN, "/images/data.qcow2"])
 def test_mirror_refuses_a_layer_of_any_disk_as_its_target(file: str, use_existing: bool) -> None:
     both = graph(vda="base <- s1*", vdb="data*")
-    with pytest.raises(TargetExists, match="is a layer of"):
+    with pytest.raises(TargetExists, match="is a layer of") as caught:
         planned(Mirror("vda", file, "pivot", use_existing=use_existing), both)
+    assert caught.value.hint == "a copy needs a file of its own"
 
 
 @each(

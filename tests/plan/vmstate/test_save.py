@@ -197,7 +197,7 @@ RESTORE_REFUSED: dict[str, tuple[Graph, FakeFiles, dict[str, object], type[Refus
         FakeFiles(TWO),
         {},
         InvalidTarget,
-        "^/images/m does not exist\nnothing was changed$",
+        "^/images/m does not exist\nnothing was changed\nnext: name the file that save has written$",
     ),
     "cut": (TWO, cut(), {}, InvalidTarget, "it was cut"),
     "a checkpoint's": (TWO, saved(name="c1"), {}, InvalidTarget, "belongs to checkpoint 'c1'"),
