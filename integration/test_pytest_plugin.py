@@ -10,10 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from integration.cli import ROOT
 from integration.known_images import QEMUS
 from integration.suites import BARE, NOTHING, Suite
-from qmpsnap.testing.machine import find_guest_image
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -271,15 +269,6 @@ def test_goes_on_beside_it(vm):
 def test_gets_a_machine_of_its_own(vm):
     vm.revert("nope")  # the last line that the report shows
 """
-HAS_CONSOLE = """
-import pytest
-
-@pytest.mark.parametrize("number", range(2))
-def test_it(vm, qmpsnap_directory, number):
-    assert [*vm.graph().chains()] == ["vda"]
-    vm.snapshot("one")
-    assert "init runs" in (qmpsnap_directory / "console.log").read_text()
-"""
 MANY = """
 import contextlib, os, pathlib, pytest, qmpsnap
 
@@ -368,40 +357,6 @@ def test_machine_that_cannot_be_put_back_is_booted_anew_and_a_failure_is_kept(on
     top = json.loads(one_suite.qemu.img("info", "--output=json", folder / "overlays" / "base.seen.qcow2"))
     assert Path(folder / "overlays" / top["backing-filename"]).exists()
     assert one_suite.left() == NOTHING
-
-
-def test_guide_s_conftest_and_tests_pass(one_suite):
-    guide = (ROOT / "docs" / "howto" / "pytest.md").read_text()
-    conftest, tests = (
-        guide.partition(f"## {heading}\n")[2].partition("```python\n")[2].partition("```")[0]
-        for heading in ("Describe the machine", "Write tests")
-    )
-    images = one_suite.folder / "images"
-    images.mkdir()
-    one_suite.qemu.create(images / "base.qcow2", size="64M")
-    one_suite.qemu.create(images / "data.img", size="1M", form="raw")
-    (one_suite.tests / "conftest.py").write_text(conftest)
-    ended = one_suite.run(tests, "-o", "asyncio_mode=auto", cwd=one_suite.folder)
-    assert (ended.code, ended.counts["passed"]) == (0, 2)
-
-
-def test_guide_s_command_line_is_reset_and_its_console_is_read(one_suite):
-    guide = (ROOT / "docs" / "howto" / "pytest.md").read_text()
-    conftest = next(
-        block for block in re.findall(r"```python\n(.*?)```", guide, re.DOTALL) if "-kernel" in block
-    )
-    image = find_guest_image()
-    for name, file in (("vmlinuz", image.kernel), ("initrd.img", image.initrd)):
-        (one_suite.folder / name).symlink_to(file)
-    images = one_suite.folder / "images"
-    images.mkdir()
-    one_suite.qemu.create(images / "debian.qcow2", size="64M")
-    conftest = conftest.replace("login:", "init runs").replace(
-        '"qemu-system', f'"{one_suite.qemu.directory}/qemu-system'
-    )
-    (one_suite.tests / "conftest.py").write_text(conftest)
-    ended = one_suite.run(HAS_CONSOLE, cwd=one_suite.folder)
-    assert (ended.code, ended.counts["passed"]) == (0, 2)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])

@@ -144,8 +144,8 @@ class Template(Generic[M]):
     async def remove(self) -> tuple[str, ...]:
         """Remove the template, and the images that show that its layers are needed.
 
-        Files of yours in its directory stay, and so does the directory then. Memory, state or images that
-        somebody else has removed are not missed. Of a copy of a template's directory the copy alone is
+        Files of yours in its directory stay, and so does the directory then. Memory, state or
+        images that are already gone are ignored. If the directory is a copy of a template's, only the copy is
         removed.
 
         Returns:

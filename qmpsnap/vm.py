@@ -1,4 +1,4 @@
-"""What embedders hold: one machine, with a method for each operation.
+"""One machine, as embedders use it: a method for each operation.
 
 Each verb is exactly `run(await plan(intent))`.
 """
@@ -75,8 +75,8 @@ class VM:
 
     Methods that change something read the graph, plan, run, and read the graph again. Operations on disks
     that have nothing in common run side by side. Two operations on the same disk do not, and one that saves
-    the guest's memory, deletes or reverts needs the whole machine: a short operation in the way is waited
-    for; behind a stream, commit or mirror a call is refused with Busy, or waits with `wait=True`. A cancelled
+    the guest's memory, deletes or reverts needs the whole machine. A call waits for a short operation in its
+    way; if it is a stream, commit or mirror, it is refused with Busy, or waits with `wait=True`. A cancelled
     call awaits what was sent, then rolls back or finishes as its docstring says, in at most 30 s; the next
     call on the same VM works.
 
@@ -130,7 +130,7 @@ class VM:
     # -- see ---------------------------------------------------------------------------------------
 
     async def graph(self) -> Graph:
-        """Every disk with its chain, and every node, as QEMU has them now.
+        """Return every disk with its chain, and every node, as QEMU has them now.
 
         Raises:
             TargetError: When QEMU does not answer within the session's reply limit.
@@ -140,7 +140,7 @@ class VM:
         return await self._planning.graph()
 
     async def picture(self, disks: Sequence[str] = ()) -> Picture:
-        """A picture of the disks as they are now, with filters, jobs, and layers that a commit wrote into.
+        """Draw the disks as they are now, with filters, jobs, and layers that a commit wrote into.
 
         Args:
             disks: The disks to show, by any of their names; none: all, and the jobs of no known disk.
@@ -180,8 +180,9 @@ class VM:
     def watch(self, *, interval: float = 1.0) -> AbstractAsyncContextManager[AsyncIterator[Overview]]:
         """Follow the machine inside the block: an `Overview` now, and another whenever something has changed.
 
-        QEMU is asked after its events, every `interval` seconds while a job or a migration runs, and else
-        every 5 s. The graph is read more rarely if that takes long, and not while VM state is being moved.
+        QEMU is queried after each of its events, every `interval` seconds while a job or a migration runs,
+        and otherwise every 5 s. The graph is read more rarely if that takes long, and not while VM state is
+        being moved.
 
         Raises:
             LinkLost: From the iterator, when the connection is lost.
@@ -206,7 +207,7 @@ class VM:
             )
 
     async def moments(self) -> Moments:
-        """Every snapshot of the disks, as of now, external and internal ones, and the tree of their images.
+        """Return every snapshot of the disks, external and internal, and the tree of their images.
 
         External ones are known from our records, which lie beside the images: where QEMU's files are not
         visible, `records_seen` is False and only internal ones are listed. The tree needs no record: it is
@@ -217,17 +218,17 @@ class VM:
         return await self._planning.moments()
 
     async def diagnose(self, *, agent: str | os.PathLike[str] | None = None) -> tuple[Finding, ...]:
-        """Each trouble of the machine or its images, with its cause and the command that mends it.
+        """Return each trouble of the machine or its images, with its cause and the command that mends it.
 
-        Nothing is changed. A running machine is looked at twice, 0.2 s apart, because an operation of another
-        client that is at work is no trouble. With the machine off, a chain that cannot be read is
-        a finding, and no error.
+        Nothing is changed. A running machine is read twice, 0.2 s apart, so that an operation of another
+        client that is in progress is not reported. With the machine off, a chain that cannot be read is a
+        finding, not an error.
 
         Args:
             agent: Socket of the guest's agent, which is asked whether the guest is frozen; None: it is not.
 
         Returns:
-            The findings, the most urgent first; those whose `severity` is "limit" last, which are no trouble.
+            The findings, the most urgent first. The last ones have the `severity` "limit" and are no trouble.
 
         QAPI: query-block and others (block-core.json), query-jobs (job.json), query-status (run-state.json).
         """
@@ -235,7 +236,7 @@ class VM:
         return await diagnose(self._target, self._planning, agent=place)
 
     async def status(self) -> Status:
-        """Whether the guest is running, and its run state, as of now.
+        """Return whether the guest is running, and its run state.
 
         Raises:
             Unsupported: When there is no guest.
@@ -246,7 +247,7 @@ class VM:
         return await guest_of(self._target).status()
 
     async def why_paused(self, graph: Graph | None = None) -> Pause | None:
-        """Why the guest is not running, and what lets it run; None while it is running.
+        """Return why the guest is not running, and what lets it run; None while it is running.
 
         Args:
             graph: The graph, if it has just been read: its disks' files are then named. None: it is read if
@@ -279,8 +280,8 @@ class VM:
             The view, with the addresses `.uri`, `.socket` and `.file`.
 
         Raises:
-            NotFound, AmbiguousName: When no snapshot has the name, or two have it; when the snapshot includes
-                several disks, and none was named.
+            NotFound, AmbiguousName: When no snapshot has the name, or several have it; when the snapshot
+                includes several disks, and none was named.
             NotInChain: When no layer holds it any more.
             Busy: When a layer is being written to.
             FileMoved: When a layer's name does not lead to the file that QEMU has open.
@@ -297,7 +298,7 @@ class VM:
             yield opened
 
     async def views(self, name: str, *, disks: Sequence[str] = ()) -> tuple[DiskView, ...]:
-        """How to read disks as they were at a snapshot; give it to `open_view`, which needs no connection.
+        """Return how to read disks as they were at a snapshot, for `open_view`, which needs no connection.
 
         Args:
             name: The snapshot's name.
@@ -312,7 +313,7 @@ class VM:
     # -- plan and run ----------------------------------------------------------------------------
 
     async def plan(self, intent: Intent) -> Plan:
-        """What would be done, to the last argument; nothing that changes anything is sent.
+        """Return what would be done, to the last argument; nothing that changes anything is sent.
 
         Raises:
             Refused: One of its subclasses, when it cannot or must not be done.
@@ -322,16 +323,16 @@ class VM:
     async def when_idle(self, intent: Intent) -> Plan:
         """Plan as soon as no job of any client is in the way.
 
-        Waits for one job after the other, without a limit, and plans again; nothing is sent. A job that does
-        not end by itself is waited for some seconds at most: one at READY or pending whose client is not at
-        work, or one that is paused, on request or by an error.
+        Waits for one job after the other, without a limit, and plans again; nothing is sent. For a job that
+        does not end by itself it waits some seconds at most: a job at READY or pending whose client is gone
+        or idle, or a paused job.
 
         Args:
             intent: What is wanted.
 
         Raises:
-            Busy: When such a job is in the way, with the command that makes it continue; or something that is
-                no job.
+            Busy: When such a job is in the way, with the command that makes it continue in the hint; or when
+                something that is not a job is.
             Refused: As `plan`.
         """
         return await self._idle.plan(partial(self._planning.plan, intent))
@@ -354,7 +355,7 @@ class VM:
         return await self._executor.run(plan, hooks, check=self._planning.check, wait=wait)
 
     async def do(self, intent: Intent, hooks: Hooks | None = None, *, wait: bool = False) -> Done:
-        """Plan an intent and run the plan at once, which does not plan twice as `plan` and then `run` does.
+        """Plan an intent, and run the plan at once; `plan` and then `run` would plan twice.
 
         Raises:
             Refused: As `plan`.
@@ -461,7 +462,7 @@ class VM:
         wait: bool = False,
         hooks: Hooks | None = None,
     ) -> Done:
-        """Fold the layers from top down to just above base into base.
+        """Merge the layers from top down to just above base into base.
 
         On success the chain no longer holds them; their files are renamed to FILE.invalid, because they no
         longer hold their snapshots. On failure or cancel before the pivot the guest's data is unchanged, no
@@ -469,12 +470,13 @@ class VM:
 
         Args:
             disk: The disk in any spelling.
-            top: Newest layer to fold (included); None: the active layer, which ends in a pivot.
-            base: Layer that receives the data (kept), below `top`; None: the deepest one.
+            top: Newest layer to merge (included); None: the active layer, which ends in a pivot.
+            base: Layer that receives the data and stays, below `top`; None: the base image.
             keep_overlay: With the active layer as top: end at READY, the chain unchanged.
             look_in: More directories to search for images backed by what changes.
             invalidate: Images backed by what changes that may become invalid.
-            folded: "rename" to FILE.invalid, "remove", or "keep".
+            folded: What happens to the files of the merged layers: "rename" to FILE.invalid, "remove", or
+                "keep".
             discard_internal: Whether internal snapshots and persistent bitmaps may be lost.
             on_error, speed, plain, wait, hooks: See `VM`.
 
@@ -604,7 +606,7 @@ class VM:
         return await self._backups.run(place, named, speed=speed, hooks=hooks or Hooks())
 
     async def plan_backup(self, directory: str | os.PathLike[str], *, disks: Sequence[str] = ()) -> Plan:
-        """The plan of the snapshot that `backup` takes first, with notes on what follows; changes nothing.
+        """Plan the snapshot that `backup` takes first, with notes on what follows; nothing is changed.
 
         Args:
             directory, disks: As `backup`.
@@ -654,7 +656,7 @@ class VM:
 
         Raises:
             NotFound: When no snapshot has the name.
-            AmbiguousName: When two have it.
+            AmbiguousName: When several have it.
             Unsupported: When the machine's state was saved and the guest has not run since.
             NotInChain: When it is inside an image below an active layer.
             Busy: When a job holds one of the chains.
@@ -698,7 +700,7 @@ class VM:
 
         Raises:
             BadArgument: When not exactly one of `keep_last` and `max_depth` is given, or it is below 1.
-            NotFound, AmbiguousDisk: When a disk does not exist, or a spelling matches two.
+            NotFound, AmbiguousName: When a disk does not exist, or a spelling matches two.
             Busy, InvalidTarget, JobFailed, Incomplete: As in `delete`.
 
         QAPI: block-commit, block-stream (block-core.json).
@@ -728,7 +730,7 @@ class VM:
         snapshot. A running guest keeps running, a paused one stays paused. After a failure nothing is listed
         and no file of ours is left, except for overlays that were put on before the failure ("background"
         writes its memory after them): they stay, because the guest writes to them, and `.left` names each,
-        with the commit that folds it. Cancelled, it is rolled back in the same way, with these exceptions:
+        with the commit that merges it. Cancelled, it is rolled back in the same way, with these exceptions:
         "in-place" is finished once the memory is being written, and so is "background" once its overlays are
         there, where QEMU's migration cannot be stopped (7.2; a later one is stopped, and the overlays stay,
         which the log and the notes of the CancelledError name).
@@ -779,9 +781,10 @@ class VM:
         memory file is removed. A second QEMU, the helper, writes the store; it has temporary overlays, and
         its guest never runs. This machine is not changed: its guest keeps running, or stays paused.
 
-        After a failure the checkpoint is as before, and no file is left; so it is if the call is cancelled
-        before the helper begins to write the store. If it is cancelled later, the store is finished. If our
-        process is killed, the checkpoint is as before, or has its store; the next call removes what is left.
+        After a failure the checkpoint is as before, and no file is left. The same holds if the call is
+        cancelled before the helper begins to write the store; cancelled later, the store is finished. If our
+        process is killed, the checkpoint is as before, or has its store; the next call removes what is
+        left.
 
         Args:
             name: The checkpoint's name.
@@ -789,8 +792,8 @@ class VM:
             hooks: See `VM`.
 
         Raises:
-            NotFound, AmbiguousName: When no snapshot has the name, or two have it; when it was deleted
-                meanwhile.
+            NotFound, AmbiguousName: When no snapshot has the name, or several have it; when it was
+                deleted meanwhile.
             Unsupported: When it has no memory, or is inside the images.
             NotInChain: When a layer no longer holds it.
             TargetExists: When it has a store, or the store's file exists.
@@ -851,8 +854,9 @@ class VM:
                 boots.
 
         Raises:
-            NotFound, AmbiguousName: When no snapshot has the name, or two have it.
-            Unsupported: When its memory needs a new QEMU, or a disk's device or filter was not tried.
+            NotFound, AmbiguousName: When no snapshot has the name, or several have it.
+            Unsupported: When its memory needs a new QEMU, or a disk has a device or a filter with which
+                reverts in place were not tested.
             NotInChain: When a writable disk is not part of the snapshot, or a layer no longer holds it.
             MachineDiffers: When the machine is not the one that it was; `.differences` names how.
             Busy: When a job or a migration is running.
@@ -879,7 +883,7 @@ class VM:
     ) -> AsyncIterator[VM]:
         """Revert to a checkpoint in a new QEMU, which exists inside the block.
 
-        This one keeps running; if the two must not run side by side, `launcher` ends it. If the new one
+        This one keeps running; if the two must not run side by side, `launcher` has to end it. If the new one
         cannot be started or cannot load the memory, the overlays that were created for it are removed.
 
         Args:
@@ -970,18 +974,18 @@ class VM:
         overlay that this machine's disks got is merged back, so that they write to the files of before; where
         that is not possible, because the machine has ended for instance, the checkpoint stays: its name
         begins with `fork-`. The same is done after a failure or a cancellation, also of the
-        checkpoint itself. One that stays is then named in the error's `.left`; a cancellation becomes an
-        `Interrupted` that names it.
+        checkpoint itself; if the checkpoint then stays, the error's `.left` names it, and a cancellation
+        becomes an `Interrupted` that does.
 
         Args:
             count: How many, 1 or more.
             of: An existing checkpoint; None: one is taken.
             launcher: Starts each child, and a helper QEMU; None: that of this machine.
-            directory: Directory for what is thrown away, with room for the memory, the checkpoint excepted;
-                a tmpfs is faster. None: that for temporary files, but /dev/shm for the memory, the
-                checkpoint's too, if there and in the host's memory is room for it.
-            wake: Called with each child once its guest runs, for its clock and its random seed are those of
-                the parent. If it raises an error, the child ends, and its error is an Incomplete.
+            directory: Directory for the temporary files, with room for the guest's memory; a tmpfs is faster.
+                The checkpoint's own memory is then beside the first disk's active layer. None: the system's
+                directory for temporary files, and for both memories /dev/shm, if the host has room for them.
+            wake: Called with each child once its guest runs, because its clock and its random seed are those
+                of the parent. If it raises an error, the child ends, and its error is an Incomplete.
 
         Yields:
             The children: `async for child in children`, each with `child.vm`, which raises its error.

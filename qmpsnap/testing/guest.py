@@ -131,8 +131,8 @@ class Guest(Shell):
     ) -> Writer:
         """Start a writer on a whole disk, and return when it has started.
 
-        It writes until it is stopped, or a write fails. One writer a disk, and nobody else may write to
-        it: the writes are counted by the guest's kernel, disk by disk.
+        It writes until it is stopped, or a write fails. A disk can have one writer, and nothing else may
+        write to it, because the guest's kernel counts the writes of each disk.
 
         Args:
             device: The disk, such as /dev/vda.

@@ -31,7 +31,7 @@ def plan(intent: Prune, scene: Scene) -> Plan:
     were deleted earlier, while something needed the layers, are merged too once nothing needs them.
 
     Raises:
-        NotFound, AmbiguousDisk: When a disk does not exist, or a spelling matches two.
+        NotFound, AmbiguousName: When a disk does not exist, or a spelling matches two.
         Busy, InvalidTarget: As in `delete.plan`.
     """
     disks = [find_disk(scene.graph, name) for name in intent.disks] or list(scene.graph.disks.values())

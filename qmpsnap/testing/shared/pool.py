@@ -241,9 +241,11 @@ class InUse:
     async def _open_guest(self) -> AsyncIterator[Guest]:
         if not has_port(self._booted):
             port = self.directory / PORT_NAME
-            raise GuestFailed(
+            other = GuestFailed(
                 f"the machine does not run qmpsnap's own guest: it has no port {port}", script=""
             )
+            other.hint = "open_agent() or open_console() runs commands in another guest"
+            raise other
         async with open_woken(self._booted) as guest:
             yield guest
 
