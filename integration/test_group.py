@@ -6,6 +6,9 @@ the others fewer.
 
 from __future__ import annotations
 
+import asyncio
+import os
+import signal
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +22,7 @@ from integration.known_images import KIB, MIB, QEMUS, content, overwritten
 from integration.machines import SOON, blockdev, listing
 from integration.test_kill import orders
 from qmpsnap import MachineDisk, Nic
-from qmpsnap.errors import Changed, CommandFailed, NotFound
+from qmpsnap.errors import BadArgument, Changed, CommandFailed, LinkLost, NotFound
 from qmpsnap.testing.fetching import guest_directory
 from qmpsnap.testing.guest import Guest
 from qmpsnap.testing.initramfs import PORT_NAME
@@ -143,6 +146,42 @@ async def test_group_is_as_before_when_one_machine_fails_at_the_instant(qemu, tw
         assert set(running.states().values()) == {"running"}
         running.read(FIRST)
     assert qemu.read(running.made["a"]) == overwritten(content(1), (FIRST, *PLACE))
+
+
+async def test_group_is_as_before_when_a_machine_dies_or_hangs_before_anything_is_sent(qemu, two, tmp_path):
+    """One that hangs is not waited for once the caller leaves; until then no guest is paused."""
+    with two() as running:
+        before, there = listing(tmp_path), running.running["a"].roots()
+        async with running.group() as group:
+            plans = await group.plan(qmpsnap.Snapshot("s"))
+            victim = running.running["b"]
+            os.kill(victim.pid, signal.SIGSTOP)
+            task = asyncio.create_task(group.run(plans))
+            await anyio.sleep(1)
+            assert (task.done(), running.running["a"].qmp("query-status")["status"]) == (False, "running")
+            task.cancel()
+            await asyncio.wait({task}, timeout=20)
+            assert task.cancelled()
+            os.kill(victim.pid, signal.SIGCONT)
+            assert set(running.states().values()) == {"running"}
+            assert (listing(tmp_path), await group.moments()) == (before, ())
+            victim.kill()
+            with pytest.raises(LinkLost, match=r"^b: ") as caught:
+                await group.run(plans)
+            assert (caught.value.changed, caught.value.hint[:24]) == (Changed.NO, "all machines are as befo")
+        a = running.running["a"]
+        assert (a.roots(), a.qmp("query-status")["status"]) == (there, "running")
+        assert [name for name in listing(tmp_path) if ".s." in name or "record" in name] == []
+
+
+@pytest.mark.one_qemu
+async def test_machine_that_is_given_under_two_names_is_refused(qemu, machine, images, temporary):
+    second = temporary / "qmp"
+    more = ("-qmp", f"unix:{second},server=on,wait=off")
+    with machine(*blockdev("vda", images("base").active), *more) as running:
+        async with running.connect() as first, qmpsnap.connect(str(second)) as again:
+            with pytest.raises(BadArgument, match=rf"it is the same machine as 'a', process {running.pid}"):
+                qmpsnap.Group({"a": first, "b": again})
 
 
 POINTS = {

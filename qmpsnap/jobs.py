@@ -12,7 +12,7 @@ from qmpsnap.errors import Busy, Changed, ForeignJob, Interrupted, JobFailed, No
 from qmpsnap.model.arguments import Speed, Text, check, number, refuse
 from qmpsnap.model.graph import Graph
 from qmpsnap.model.hints import command
-from qmpsnap.model.interrupted import LeftBehind, is_of_fork
+from qmpsnap.model.interrupted import LeftBehind
 from qmpsnap.model.job import VERBS, Job, JobVerb, parse_job_id
 from qmpsnap.model.job_place import JobPlace, job_places
 from qmpsnap.model.record import IntentRecord
@@ -189,8 +189,8 @@ class Jobs:
         """Cancel a job, wait for its end, and clean up after its operation.
 
         If the job has completed meanwhile, the operation is finished instead; the result's chains show it. A
-        job that is not ours is only asked to stop, and not waited for. What a fork has left is taken back, as
-        `wait` does.
+        job that is not ours is only asked to stop, and not waited for. What a killed client has left
+        without a job is finished or taken back, as `wait` does it: there is nothing to cancel.
 
         Returns:
             What was changed, and which files no longer hold their moment; None for a job that is not ours,
@@ -205,18 +205,18 @@ class Jobs:
         QAPI: job-cancel, job-dismiss (job.json).
         """
         _check(job_id, foreign=foreign)
-        stop = anyio.Event()
-        if not is_of_fork(job_id):  # of which only the way back is left
-            stop.set()
-        hooks = Hooks(cancel=stop)
         with self._target.watch(job_id) as watch:  # another client may end it before we look again
             while True:
                 plan = await self._rest(job_id, foreign=foreign)
                 if plan is None:
                     await self._target.execute("job-cancel", {"id": job_id})
                     return None
+                stop = anyio.Event()
+                if plan.resumes:  # else there is one way only, and the plan is that
+                    stop.set()
                 try:
-                    return await self._executor.do(partial(self._planning.resume, job_id), hooks)
+                    resume = partial(self._planning.resume, job_id)
+                    return await self._executor.do(resume, Hooks(cancel=stop))
                 except Interrupted as stopped:
                     return await self._cancelled(plan, stopped)
                 except NotFound:

@@ -16,7 +16,6 @@ from qmpsnap.cli.progress import reporter
 from qmpsnap.cli.runner import current_app, hooks, run, show_done, show_plan, show_steps
 from qmpsnap.cli.signals import Signals
 from qmpsnap.errors import AmbiguousName, Busy, Refused
-from qmpsnap.model.interrupted import is_of_fork
 from qmpsnap.model.job import Job, parse_job_id
 from qmpsnap.model.printable import printable
 from qmpsnap.model.step import Step
@@ -107,7 +106,7 @@ def cancel(job_id: str, *, foreign: bool) -> None:
             return await _act(vm, signals, found, lambda: vm.jobs.cancel(found))
         if app.dry_run:
             undone = tuple(undo for step in reversed(plan.resumes) for undo in step.undo)
-            return plan if is_of_fork(found) else undone
+            return undone if plan.resumes else plan
         with signals.operation(plan, name=found):
             done = await vm.jobs.cancel(found)
         ended = done or state  # no result: another client cleans up after the job

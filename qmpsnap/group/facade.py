@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import replace
+from itertools import combinations
 from secrets import token_hex
 from typing import TypeVar
 
@@ -52,8 +53,10 @@ class Group:
                 refuse("machines", name, "use letters, digits, '_', '.' and '-', at most 64")
             if not isinstance(vm, VM):
                 refuse("machines", vm, "give what connect() or launch() returned")
-            if sum(other is vm for other in machines.values()) > 1:
-                refuse("machines", name, "the same machine is given twice")
+        for (name, vm), (other_name, other) in combinations(machines.items(), 2):
+            if other is vm or (vm.pid is not None and other.pid == vm.pid):
+                process = f", process {vm.pid}" if vm.pid is not None else ""
+                refuse("machines", other_name, f"it is the same machine as {name!r}{process}: give it once")
         self.machines: Mapping[str, VM] = Frozen(machines)
 
     # -- see ---------------------------------------------------------------------------------------
@@ -117,7 +120,7 @@ class Group:
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
-            together.meeting.call_off()
+            together.stop()
             await settled(task, limit=_AFTER_CANCEL)
             if not task.done():
                 task.cancel()

@@ -12,6 +12,7 @@ from typing import Self
 from qmpsnap.errors import Changed, Incomplete, Interrupted, QmpsnapError
 from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.hints import command
+from qmpsnap.model.step import Step
 from qmpsnap.plan.intent import Checkpoint, Snapshot
 from qmpsnap.plan.plan import Plan
 from qmpsnap.run.meeting import Meeting
@@ -73,39 +74,60 @@ class Together:
         machines: The machines that have a plan.
         plans: The plan of each.
 
-    Attributes:
-        meeting: Where they wait for each other; calling it off stops the operations that can still be
-            stopped.
     """
 
     def __init__(self, machines: Mapping[str, VM], plans: Mapping[str, Plan]) -> None:
-        self.meeting = Meeting(machines)
+        self._meeting = Meeting(machines)  # where they wait for each other
         self._machines = machines
         self._plans = plans
         self._done: dict[str, Done] = {}
         self._errors: dict[str, QmpsnapError] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}  # those that have not ended
+        self._begun: set[str] = set()  # machines of which a step has begun
+        self._given_up: set[str] = set()
 
     async def run(self) -> GroupDone:
         """Run the plans; see `Group.run`."""
         with Stops(self._machines) as stops:
-            await asyncio.gather(*map(self._run_one, self._plans))
+            self._tasks = {name: asyncio.create_task(self._run_one(name)) for name in self._plans}
+            await asyncio.gather(*self._tasks.values())
         if self._errors:
             await self._raise()
         return GroupDone(Frozen(self._done), stops.spread_s)
 
     async def _run_one(self, name: str) -> None:
-        meeting, reached = self.meeting, partial(self.meeting.reach, name)
-        hooks = Hooks(cancel=meeting.off, before=partial(meeting.before, name), on_pivot=lambda _: reached())
+        meeting, reached = self._meeting, partial(self._meeting.reach, name)
+
+        async def before(step: Step) -> None:
+            self._begun.add(name)
+            await meeting.before(name, step)
+
+        hooks = Hooks(cancel=meeting.off, before=before, on_pivot=lambda _: reached())
         try:
             self._done[name] = await self._machines[name].run(self._plans[name], hooks)
         except QmpsnapError as error:
+            if name not in self._begun:
+                error.changed = Changed.NO
             self._errors[name] = error
-            meeting.call_off()
-        except BaseException:
-            meeting.call_off()
-            raise
+        except asyncio.CancelledError:
+            if name not in self._given_up:
+                raise
+            self._errors[name] = Interrupted("stopped before anything was done")
         finally:
+            del self._tasks[name]
+            if name not in self._done:
+                self.stop()
             reached()
+
+    def stop(self) -> None:
+        """Stop the operations that can still be stopped.
+
+        A machine on which nothing has begun is not waited for: it may not answer.
+        """
+        self._meeting.call_off()
+        for name in self._tasks.keys() - self._begun - self._given_up:
+            self._given_up.add(name)
+            self._tasks[name].cancel()
 
     async def _raise(self) -> None:
         """Take back what was done, if possible, and raise the error of the first machine that failed.
@@ -130,9 +152,9 @@ class Together:
                 hint=error.hint or "repeat the operation",
             ) from error
         remaining = []
-        for machine, vm in self._machines.items():
+        for machine in [name for name in self._machines if name in self._begun]:
             try:
-                await take_back(vm, self._plans[machine])
+                await take_back(self._machines[machine], self._plans[machine])
             except QmpsnapError as failure:
                 remaining.append(f"{machine}: {command('delete', intent.name)} ({failure.message})")
         if remaining:
