@@ -22,7 +22,7 @@ from integration.known_images import KIB, MIB, QEMUS, content, overwritten
 from integration.machines import SOON, blockdev, listing
 from integration.test_kill import orders
 from qmpsnap import MachineDisk, Nic
-from qmpsnap.errors import BadArgument, Changed, CommandFailed, LinkLost, NotFound
+from qmpsnap.errors import BadArgument, Changed, CommandFailed, Incomplete, LinkLost, NotFound
 from qmpsnap.testing.fetching import guest_directory
 from qmpsnap.testing.guest import Guest
 from qmpsnap.testing.initramfs import PORT_NAME
@@ -172,6 +172,31 @@ async def test_group_is_as_before_when_a_machine_dies_or_hangs_before_anything_i
         a = running.running["a"]
         assert (a.roots(), a.qmp("query-status")["status"]) == (there, "running")
         assert [name for name in listing(tmp_path) if ".s." in name or "record" in name] == []
+
+
+@pytest.mark.one_qemu
+async def test_group_whose_machine_dies_is_taken_back_once_that_was_started_again(qemu, two, tmp_path):
+    with two() as running:
+        before = listing(tmp_path)
+        a, b = running.running.values()
+        b.qemu_io("vda", "flush")
+
+        def dies(point):
+            if point == 2 * 2:  # its files are there; it is about to be paused
+                b.kill()
+
+        async with running.group(b=dies) as group:
+            with pytest.raises(Incomplete, match=r"^b: lost ") as caught:
+                await group.checkpoint("s")
+            (remaining,) = caught.value.remaining
+            assert remaining.startswith("b: qmpsnap jobs (lost ")
+            assert caught.value.hint.startswith("connect again to the machines that were lost")
+            assert (a.qmp("query-status")["status"], len(a.roots()["vda"])) == ("running", 2)
+    with two(running.made) as again:
+        async with again.group() as group:
+            assert (await group.recover(), await group.moments()) == ((), ())
+        again.read(FIRST)
+        assert listing(tmp_path) == before
 
 
 @pytest.mark.one_qemu

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Self
 
-from qmpsnap.errors import Changed, Incomplete, Interrupted, QmpsnapError
+from qmpsnap.errors import Changed, Incomplete, Interrupted, LinkLost, QmpsnapError
 from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.hints import command
 from qmpsnap.model.step import Step
@@ -151,10 +151,13 @@ class Together:
                 remaining=tuple(f"{name}: {failure.message}" for name, failure in self._errors.items()),
                 hint=error.hint or "repeat the operation",
             ) from error
-        remaining = []
+        remaining, is_lost = [], False
         for machine in [name for name in self._machines if name in self._begun]:
             try:
                 await take_back(self._machines[machine], self._plans[machine])
+            except LinkLost as failure:
+                is_lost = True
+                remaining.append(f"{machine}: {command('jobs')} ({failure.message})")
             except QmpsnapError as failure:
                 remaining.append(f"{machine}: {command('delete', intent.name)} ({failure.message})")
         if remaining:
@@ -162,7 +165,10 @@ class Together:
                 f"{name}: {error.message}; and it could not be taken back everywhere: {'; '.join(remaining)}",
                 done=tuple(self._done),
                 remaining=tuple(remaining),
-                hint="Group.recover() tries again",
+                hint="connect again to the machines that were lost, which may have to be started again; then "
+                "Group.recover() of a new group takes it back"
+                if is_lost
+                else "Group.recover() tries again",
             ) from error
         error.changed, error.left = Changed.NO, ()
         if isinstance(error, Incomplete):  # its remaining steps and its hint no longer apply
