@@ -22,10 +22,10 @@ POINTS = {"disks": (6,), "in-place": (9, 12, 15, 18), "background": (15, 21)}
 
 @pytest.fixture
 def command(capsys):
-    def run(socket, *words):
+    def run(socket, *words, ends=0):
         code = run_command(["-s", socket, *words])
         out, err = capsys.readouterr()
-        assert code == 0, f"{words}: {err}"
+        assert code == ends, f"{words}: {err}"
         return out
 
     return run
@@ -46,6 +46,9 @@ def test_killed_client_of_a_group_leaves_what_each_machine_finishes_or_takes_bac
                     verbs = dict(zip("ab" if point % 2 else "ba", ("wait", "cancel"), strict=True))
                     for name, socket in sockets.items():
                         (job_id,) = re.findall(r"qmpsnap job wait (\S+)", command(socket, "jobs"))
+                        found = re.findall(r"^([a-z-]+): ", command(socket, "doctor", ends=8), re.MULTILINE)
+                        assert found[0] == "operation-left"
+                        assert {*found} <= {"operation-left", "node-left"}
                         command(socket, "job", verbs[name], job_id)
                     for socket in sockets.values():
                         assert command(socket, "jobs") == "no jobs\n"

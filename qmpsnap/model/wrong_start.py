@@ -5,12 +5,14 @@ That happens when a snapshot is taken, QEMU quits, and is started again from the
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from msgspec import Struct
 
 from qmpsnap.model.files import Files
 from qmpsnap.model.graph import Graph
 from qmpsnap.model.hints import quoted
-from qmpsnap.model.record import MomentRecord, Record
+from qmpsnap.model.record import IntentRecord, MomentRecord, Record
 
 
 class WrongStart(Struct, frozen=True):
@@ -60,14 +62,31 @@ def recorded_overlays(graph: Graph, records: tuple[Record, ...]) -> tuple[str, .
     )
 
 
-def wrong_starts(graph: Graph, files: Files) -> tuple[WrongStart, ...]:
+def waiting_overlays(graph: Graph, interrupted: Iterable[IntentRecord]) -> tuple[str, ...]:
+    """Overlays of operations on this QEMU to which its disks have not moved yet.
+
+    Args:
+        graph: QEMU's block graph.
+        interrupted: Records of operations on this very QEMU that have not ended.
+    """
+    return tuple(
+        file
+        for record in interrupted
+        for disk, file in record.overlays.items()
+        if disk in graph.disks and graph.disks[disk].files == record.chains.get(disk)
+    )
+
+
+def wrong_starts(graph: Graph, files: Files, waiting: Iterable[str] = ()) -> tuple[WrongStart, ...]:
     """Every disk whose guest writes into a backing file of other images, by their headers.
 
     Args:
         graph: QEMU's block graph.
         files: Active layers, the images beside them, and recorded overlays.
+        waiting: Overlays to which disks of this QEMU are about to move; these are not meant.
     """
     used = {files.real(node.file) for node in graph.nodes.values()} - {""}
+    used |= {files.real(file) for file in waiting}
     used |= {files.real(file) for disk in graph.disks.values() for file in disk.files}
     wrong = []
     for disk in graph.disks.values():

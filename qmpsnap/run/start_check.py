@@ -6,8 +6,10 @@ import posixpath
 
 from qmpsnap.model.files import Ask, Files
 from qmpsnap.model.graph import Disk, Graph
-from qmpsnap.model.wrong_start import WrongStart, recorded_overlays, wrong_starts
+from qmpsnap.model.record import IntentRecord
+from qmpsnap.model.wrong_start import WrongStart, recorded_overlays, waiting_overlays, wrong_starts
 from qmpsnap.plan.checks.opened import lost_names
+from qmpsnap.plan.ownership import ran_here
 from qmpsnap.plan.record_places import state_questions
 from qmpsnap.run.log import get_logger
 from qmpsnap.run.target import Target
@@ -84,10 +86,12 @@ class StartCheck:
         self._lost = lost_names(graph, files)
         if not files.shared:
             return ()
+        here = [record for record in files.records if isinstance(record, IntentRecord)]
+        here = [record for record in here if ran_here(record, self._target.process)]
         if overlays := recorded_overlays(graph, files.records):
             ask = Ask(files=(*_chain(_disks(graph)), *overlays), survey=files.looked_in)
             files = await self._target.look(ask, graph)
-        return wrong_starts(graph, files)
+        return wrong_starts(graph, files, waiting_overlays(graph, here))
 
 
 def _disks(graph: Graph) -> list[Disk]:

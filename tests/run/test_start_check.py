@@ -2,13 +2,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
 from structlog.testing import capture_logs
 
 from qmpsnap.model.files import OpenFile
-from qmpsnap.model.record import MomentRecord
+from qmpsnap.model.record import IntentRecord, MomentRecord, Origin
 from qmpsnap.run.start_check import StartCheck
 from qmpsnap.testing.drawing import graph
 from qmpsnap.testing.fake import FakeTarget
+from tests.each import each
+from tests.model.records import overlaying, stages
 from tests.plan.scenes import NOW, STATE
 
 if TYPE_CHECKING:
@@ -62,6 +65,20 @@ async def test_overlays_that_lie_elsewhere_are_found_by_their_records() -> None:
     )
     (warning,) = await StartCheck(target, "").warnings(there)
     assert warning.endswith("start it from /far/s1.qcow2")
+
+
+@each(("process", "count"), [("1:1", 0), ("9:9", 1), ("", 1)])
+async def test_overlay_of_an_interrupted_operation_is_not_meant_on_the_same_qemu(
+    process: str, count: int
+) -> None:
+    there = graph(vda="base*")
+    target = FakeTarget(there)
+    target.files.put("/images/s1.qcow2", backing=BASE)
+    steps = stages(*overlaying({"vda": "/images/s1.qcow2"}, {"vda": BASE}))
+    origin = Origin(running=True, process=process)
+    record = IntentRecord("1", "checkpoint", NOW, {"vda": (BASE,)}, stages=steps, origin=origin)
+    target.files.records.append(replace(record, directory=STATE))
+    assert len(await StartCheck(target, "").warnings(there)) == count
 
 
 async def test_nothing_is_said_where_files_are_not_visible() -> None:
