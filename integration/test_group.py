@@ -7,6 +7,7 @@ the others fewer.
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
@@ -172,6 +173,33 @@ async def test_group_is_as_before_when_a_machine_dies_or_hangs_before_anything_i
         a = running.running["a"]
         assert (a.roots(), a.qmp("query-status")["status"]) == (there, "running")
         assert [name for name in listing(tmp_path) if ".s." in name or "record" in name] == []
+
+
+@pytest.mark.one_qemu
+async def test_read_only_disks_are_left_out_and_a_machine_without_others_is_refused(
+    qemu, images, machine, tmp_path
+):
+    one, two = (images("base", folder=name).active for name in "ab")
+    fixed = json.dumps(
+        {"driver": "qcow2", "node-name": "ro", "read-only": True}
+        | {"file": {"driver": "file", "filename": two}}
+    )
+    read_only = ("-blockdev", fixed, "-device", "virtio-blk-pci,drive=ro,id=vdr")
+    with machine(*blockdev("vda", one), *read_only) as a, machine(*read_only) as b:
+        before = listing(tmp_path)
+        a.write("vda", FIRST, *PLACE)
+        async with a.connect() as first, b.connect() as second:
+            with pytest.raises(NotFound, match=r"^b: there is no writable disk") as caught:
+                await qmpsnap.Group({"a": first, "b": second}).checkpoint("s")
+            assert "leave the machine out of a group" in caught.value.hint
+            assert listing(tmp_path) == before
+            group = qmpsnap.Group({"a": first})
+            taken = await group.checkpoint("s")
+            assert {*taken.machines["a"].active} == {"vda"}
+            a.write("vda", LATER, *PLACE)
+            await group.revert("s")
+            a.read("vda", FIRST, *PLACE)
+            await group.delete("s")
 
 
 @pytest.mark.one_qemu

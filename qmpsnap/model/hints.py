@@ -8,6 +8,10 @@ import shlex
 LOAD_FAILED = (
     "revert again, or reset the guest before you resume it: qmpsnap qmp system_reset, then qmpsnap cont"
 )
+NO_DISK_CHANGES = (
+    "no disk can change, so leave the machine out of a group; to keep the memory of a running one: qmpsnap "
+    "save FILE"
+)
 LOAD_STATE = "load it: qmpsnap restore FILE, or qmpsnap revert NAME --into-incoming"
 RUNS_AGAIN = (
     "qmpsnap cont --after-migration resumes the guest; the saved state no longer matches its disks then"

@@ -15,7 +15,7 @@ from qmpsnap.model.disk_names import find_disk, refuse_twin
 from qmpsnap.model.files import Ask
 from qmpsnap.model.graph import Disk, Graph
 from qmpsnap.model.header import backing_path
-from qmpsnap.model.hints import command, quoted
+from qmpsnap.model.hints import NO_DISK_CHANGES, command, quoted
 from qmpsnap.model.names import check_name, digest, is_owned_node, job_id, node_name, overlay_files
 from qmpsnap.model.record import IntentRecord
 from qmpsnap.model.step import MadeBy, Overlay, Step
@@ -88,7 +88,7 @@ def _targets(intent: Snapshot, graph: Graph, *, can_name: bool) -> tuple[list[tu
         if name not in names:
             raise NotFound(f"a file is given for disk {name!r}, which is not one of the disks to snapshot")
     if not chosen:
-        raise NotFound("there is no writable disk with a medium", hint="name a disk")
+        raise NotFound("there is no writable disk with a medium", hint=NO_DISK_CHANGES)
     for disk in chosen:
         if not disk.layers:
             raise Unsupported(f"disk {disk.name!r} has no medium", feature="snapshot of an empty drive")

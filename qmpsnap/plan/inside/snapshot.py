@@ -8,6 +8,7 @@ from __future__ import annotations
 from qmpsnap.errors import AmbiguousName, BadName, NotFound, TargetExists, Unsupported
 from qmpsnap.model.disk_names import find_disk, refuse_twin
 from qmpsnap.model.graph import Disk
+from qmpsnap.model.hints import NO_DISK_CHANGES
 from qmpsnap.model.names import check_name, is_kept_inside
 from qmpsnap.model.step import Stage
 from qmpsnap.plan.checks.disk import refuse_empty, refuse_in_use
@@ -88,7 +89,7 @@ def _chosen(intent: Snapshot, scene: Scene) -> tuple[list[Disk], list[str]]:
     if not intent.disks:
         chosen = [*scene.graph.writable()]
         if not chosen:
-            raise NotFound("there is no writable disk with a medium", hint="name a disk")
+            raise NotFound("there is no writable disk with a medium", hint=NO_DISK_CHANGES)
         return chosen, scene.graph.left_out(chosen)
     chosen = []
     for spelling in intent.disks:

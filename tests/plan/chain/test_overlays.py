@@ -255,8 +255,9 @@ def test_snapshot_refuses_an_ambiguous_disk() -> None:
 
 
 def test_snapshot_refuses_a_machine_without_writable_disks() -> None:
-    with pytest.raises(NotFound, match="no writable disk"):
+    with pytest.raises(NotFound, match="no writable disk") as caught:
         planned(Snapshot("n1"), graph(Disk("cd0")))
+    assert caught.value.hint.endswith("qmpsnap save FILE")
 
 
 @each("disk", [Disk("vda"), replace(chain("a*"), read_only=True)])
