@@ -6,6 +6,7 @@ alone does not identify a layer, because another layer may have got the name sin
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from msgspec import Struct
@@ -34,27 +35,80 @@ class Renames(Struct, frozen=True):
 
 
 def find_renames(
-    records: Iterable[Record], marked: Mapping[str, Collection[str]], there: Mapping[str, str]
+    records: Iterable[Record],
+    marked: Mapping[str, Collection[str]],
+    there: Mapping[str, str],
+    used: Collection[str] = (),
+    moves: Collection[str] = (),
 ) -> Renames:
     """Find the layers of these records that have other names now; a copy is not recognised as the layer.
+
+    A copy, or another machine's image, may have got the name of a layer that was moved. It is not taken for
+    the layer if the machine uses the layer itself, or if the whole directory was moved.
 
     Args:
         records: The records.
         marked: Files by their marks and inodes (MARK-INODE).
         there: The present mark and inode of each existing file for which a record has a mark; "": no mark.
+        used: Files of the machine's chains.
+        moves: Directories that were moved (`find_moves`), by their earlier names.
     """
     marks: dict[str, str] = {}
     files: dict[str, str] = {}
     right = set()
     for file, mark in _marks(records):
-        found = next(iter(marked.get(mark, ()))) if len(marked.get(mark, ())) == 1 else ""
-        if is_other(there.get(file, ""), mark):
+        found = _the_one(marked, mark)
+        moved = (found in used and file not in used) or posixpath.dirname(file) in moves
+        is_wrong = file in there and there[file] != mark and moved
+        if is_wrong or is_other(there.get(file, ""), mark):
             files[file] = marks[mark] = found or missing_name(file, mark)
         elif file in there:
             right.add(file)
         elif found and found != file:
             files[file] = marks[mark] = found
     return Renames(Frozen(marks), Frozen({file: now for file, now in files.items() if file not in right}))
+
+
+def find_moves(
+    records: Iterable[Record],
+    marked: Mapping[str, Collection[str]],
+    there: Mapping[str, str],
+    used: Collection[str],
+) -> dict[str, str]:
+    """Find directories that were moved as a whole, by their earlier names.
+
+    The record lies there now, and the machine uses a layer there that, by its mark and inode, was in the
+    earlier directory. Args: as `find_renames`.
+    """
+    moves: dict[str, set[str]] = {}
+    for record in records:
+        if isinstance(record, MomentRecord):
+            for file, mark in record.marks.items():
+                found = _the_one(marked, mark)
+                place, now = posixpath.dirname(file), posixpath.dirname(found)
+                is_beside = found in used and now == posixpath.dirname(record.directory) != place
+                if is_beside and there.get(file) != mark and _name(found) == _name(file):
+                    moves.setdefault(place, set()).add(now)
+    return {place: now.pop() for place, now in moves.items() if len(now) == 1}
+
+
+def moved_files(records: Iterable[Record], moves: Mapping[str, str]) -> dict[str, tuple[str, int]]:
+    """Files of moved directories that have no mark: base images, and files of VM state.
+
+    Returns:
+        By the name in the records: the name in the new directory, and the recorded inode; 0: not recorded.
+    """
+    found: dict[str, tuple[str, int]] = {}
+    for record in records:
+        if isinstance(record, MomentRecord):
+            files = {file: 0 for file in record.files if file not in record.marks}
+            if record.state is not None:
+                files[record.state.file] = record.state.inode
+            for file, inode in files.items():
+                place = posixpath.dirname(file)
+                if place in moves:
+                    found[file] = (posixpath.join(moves[place], _name(file)), inode)
+    return found
 
 
 def is_other(found: str, mark: str) -> bool:
@@ -75,7 +129,10 @@ def with_paths(record: MomentRecord, renames: Renames) -> MomentRecord:
         return record
     renamed = {file: now for file, now in renames.files.items() if file not in record.marks}
     renamed |= {file: renames.marks.get(mark, file) for file, mark in record.marks.items()}
-    if all(renamed.get(file, file) == file for file in record.files):
+    state = record.state
+    if state is not None:
+        state = replace(state, file=renamed.get(state.file, state.file))
+    if state == record.state and all(renamed.get(file, file) == file for file in record.files):
         return record
 
     def named(files: Mapping[str, str]) -> Mapping[str, str]:
@@ -89,8 +146,19 @@ def with_paths(record: MomentRecord, renames: Renames) -> MomentRecord:
         branches=tuple(map(named, record.branches)),
         continued=tuple(map(named, record.continued)),
         chains=Frozen(chains),
+        state=state,
         marks=Frozen({**record.marks, **{renamed[file]: mark for file, mark in record.marks.items()}}),
     )
+
+
+def _the_one(marked: Mapping[str, Collection[str]], mark: str) -> str:
+    """The only file with this mark and inode; "" if there is none, or several."""
+    files = marked.get(mark, ())
+    return next(iter(files)) if len(files) == 1 else ""
+
+
+def _name(file: str) -> str:
+    return posixpath.basename(file)
 
 
 def _marks(records: Iterable[Record]) -> Iterator[tuple[str, str]]:

@@ -48,7 +48,9 @@ def refuse_strange_base(
     if _is_kin(record, scene):
         near.add(posixpath.dirname(record.directory))
         near |= {
-            posixpath.dirname(one) for one in record.began(disk.name) if _covers(one, chain[0][0], scene)
+            posixpath.dirname(one)
+            for one in record.began(disk.name)
+            if _covers(one, chain[0][0], record, scene)
         }
     for file, form in chain:
         fact = scene.files.files[file]
@@ -87,9 +89,13 @@ def _is_kin(record: MomentRecord, scene: Scene) -> bool:
     )
 
 
-def _covers(overlay: str, covered: str, scene: Scene) -> bool:
+def _covers(overlay: str, covered: str, record: MomentRecord, scene: Scene) -> bool:
+    """Whether it is the recorded overlay, not a copy or another image, and is backed by that layer."""
     fact = scene.files.files.get(overlay)
-    return fact is not None and fact.kind == "regular" and fact.backing == scene.files.real(covered)
+    if fact is None or fact.kind != "regular" or fact.backing != scene.files.real(covered):
+        return False
+    mark = fact.header.mark if fact.header is not None else ""
+    return record.marks.get(overlay) in {None, f"{mark}-{fact.inode}"}
 
 
 def ran_here(record: IntentRecord, process: str) -> bool:

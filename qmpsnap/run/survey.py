@@ -19,8 +19,15 @@ from qmpsnap.model.files import NOT_ALLOWED, Ask, BackingLink, DirFact, FileFact
 from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.header import Header, backing_path
 from qmpsnap.model.keeper import Keeper, owner_of
-from qmpsnap.model.layer_renames import find_renames, is_other, with_paths
-from qmpsnap.model.names import is_invalid_name
+from qmpsnap.model.layer_renames import (
+    Renames,
+    find_moves,
+    find_renames,
+    is_other,
+    moved_files,
+    with_paths,
+)
+from qmpsnap.model.names import is_invalid_name, missing_name
 from qmpsnap.model.record import MomentRecord, Record, mark_of, unnamed
 from qmpsnap.run import cleanup, memory_files
 from qmpsnap.run.image_headers import file_mark, has_luks, header_with_status, marks_in
@@ -51,16 +58,18 @@ def look(ask: Ask, near: Collection[str] = (), before: ReadBefore | None = None)
     )
     survey.follow()
     states = find_state_files(ask.states)
-    near = (*near, *ask.files)
+    known = (*near, *ask.files)
     read = partial(read_records, ask.records, tokens=states.values(), before=before)
-    records, bad_records = read(near=near)
-    if ask.records and (marks := survey.marks(unnamed(near, records))):
-        records, bad_records = read(near=(*near, *marks))
+    records, bad_records = read(near=known)
+    if ask.records and (marks := survey.marks(unnamed(known, records))):
+        records, bad_records = read(near=(*known, *marks))
     there = survey.marks_of({file for file, _ in _marks(records)})
-    for place in _places_to_search(records, files, there):
+    moves = find_moves(records, survey.marked, there, near)
+    for place in _places_to_search(records, files, there).union(moves.values()):
         survey.search(place)
-    renames = find_renames(records, survey.marked, there)
-    files |= {now: survey.fact(now) for now in renames.marks.values()}
+    renames = find_renames(records, survey.marked, there, near, moves)
+    renames |= Renames(files=Frozen(_unmarked(records, moves)))
+    files |= {now: survey.fact(now) for now in (*renames.marks.values(), *renames.files.values())}
     return Files(
         shared=True,
         files=Frozen(files),
@@ -84,6 +93,27 @@ def look(ask: Ask, near: Collection[str] = (), before: ReadBefore | None = None)
 
 def _marks(records: Iterable[Record]) -> Iterator[tuple[str, str]]:
     return (pair for record in records if isinstance(record, MomentRecord) for pair in record.marks.items())
+
+
+def _unmarked(records: Collection[Record], moves: Mapping[str, str]) -> dict[str, str]:
+    """Present names of files of moved directories that have no mark, by their names in the records.
+
+    A file of VM state is known by its inode; another one that has its name is not taken for it.
+    """
+    found = {}
+    for file, (now, inode) in moved_files(records, moves).items():
+        if _inode(now) == inode or (not inode and os.path.lexists(now)):
+            found[file] = now
+        elif inode and os.path.lexists(file) and _inode(file) != inode:
+            found[file] = missing_name(file, f"{inode:x}")
+    return found
+
+
+def _inode(file: str) -> int:
+    try:
+        return os.lstat(file).st_ino
+    except OSError:
+        return -1
 
 
 def _places_to_search(

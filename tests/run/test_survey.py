@@ -14,6 +14,7 @@ from qmpsnap.run.image_headers import file_mark, header_with_status
 from qmpsnap.run.survey import look
 from qmpsnap.run.view_lock import hold
 from tests.headers import qcow2_bytes
+from tests.model.records import CHECKPOINT
 
 
 @pytest.fixture
@@ -382,3 +383,66 @@ def test_survey_knows_the_layer_that_holds_a_snapshot_by_the_mark_in_its_own_rec
     marked(overlays / "s2.qcow2", b"2" * 16, overlays / "mid.qcow2")
     assert held(overlays, "s2", "mid", "base")[0] == {"at-s1": ("base", "mid"), "at-s2": ("mid", "s2")}
     assert held(overlays, "mid", "base")[0] == {"at-s1": ("base", "mid"), "at-s2": ("mid", "s2")}
+
+
+def copied(place, moved):
+    for name in ("base", "s1", "s2"):
+        shutil.copy(moved / f"{name}.qcow2", place)
+
+
+def strange(place, _):
+    for name in ("base", "s1", "s2"):
+        (place / f"{name}.qcow2").write_bytes(qcow2_bytes())
+
+
+@pytest.mark.parametrize("old", [None, copied, strange])
+@pytest.mark.parametrize(
+    ("chain", "renamed"),
+    [
+        (("s2", "s1", "base"), {"base", "s1", "s2"}),
+        (("s1", "base"), {"base", "s1", "s2"}),
+        (("base",), set()),  # a base image does not show that it is the one that was here
+    ],
+)
+def test_survey_finds_the_layers_of_a_directory_that_was_moved(place, overlays, old, chain, renamed):
+    """Even if a copy, or other images, are at the old place: what these are called shows nothing."""
+    moved = place / "moved"
+    moved.mkdir()
+    for file in sorted(overlays.iterdir()):
+        if file != moved:
+            file.rename(moved / file.name)
+    if old is not None:
+        old(place, moved)
+    assert held(moved, *chain)[1] == {f"{place}/{name}.qcow2": f"{moved}/{name}.qcow2" for name in renamed}
+
+
+def test_survey_takes_no_overlay_that_is_used_for_what_has_its_old_name(overlays):
+    """The overlay alone was moved, and a copy lies where it was."""
+    (overlays / "other").mkdir()
+    now = (overlays / "s2.qcow2").rename(overlays / "other" / "disk.qcow2")
+    shutil.copy(now, overlays / "s2.qcow2")
+    assert held(overlays, "other/disk", "s1", "base")[1] == {f"{overlays}/s2.qcow2": str(now)}
+    assert held(overlays, "s2", "s1", "base")[1] == {}  # it was copied back
+
+
+@pytest.mark.parametrize("old", ["none", "a copy", "the file"])
+def test_survey_finds_the_memory_of_a_directory_that_was_moved(place, overlays, old):
+    """By its inode; a copy at the old place is another machine's, and the file may have stayed there."""
+    memory = overlays / "s1.memory"
+    memory.write_bytes(b"memory")
+    (file,) = (overlays / "base.qmpsnap").glob("moment-at-s1*")
+    record = from_json(file.read_text(), directory=str(file.parent))
+    assert CHECKPOINT.state is not None
+    state = replace(CHECKPOINT.state, file=str(memory), inode=memory.stat().st_ino)
+    file.write_text(to_json(replace(record, state=state)))
+    moved = place / "moved"
+    moved.mkdir()
+    for entry in sorted(overlays.iterdir()):
+        if entry != moved and (old, entry) != ("the file", memory):
+            entry.rename(moved / entry.name)
+    if old == "a copy":
+        shutil.copy(moved / "s1.memory", memory)
+    chain = tuple(f"{moved}/{name}.qcow2" for name in ("s2", "s1", "base"))
+    records = look(Ask(files=chain, records=(f"{moved}/base.qmpsnap",)), chain).records
+    (found,) = (one.state.file for one in records if isinstance(one, MomentRecord) and one.state)
+    assert found == str(memory if old == "the file" else moved / "s1.memory")

@@ -426,6 +426,28 @@ def test_branch_is_backed_by_no_file_of_the_host_that_a_record_alone_names(base:
         planned(Revert("c2"), ASIDE, files=stolen(base))
 
 
+@each(("mark", "inode", "allowed"), [("a" * 32, 7, True), ("a" * 32, 8, False), ("", 7, False)])
+def test_branch_may_be_backed_by_a_base_image_beside_the_overlay_itself_only(
+    mark: str, inode: int, allowed: bool
+) -> None:
+    """A copy of the overlay, or another image of its name, shows nothing."""
+    base, overlay = "/old/base.raw", "/old/o.qcow2"
+    files = stolen(base)
+    record = files.records[1]
+    assert isinstance(record, MomentRecord)
+    files.records[1] = replace(record, branches=({"vda": overlay},), marks={overlay: f"{'a' * 32}-7"})
+    files.put(overlay, backing=O1)
+    fact = files.facts[overlay]
+    assert fact.header is not None
+    files.facts[overlay] = replace(fact, header=replace(fact.header, mark=mark), inode=inode)
+    if allowed:
+        _, _, move = branch(planned(Revert("c2"), ASIDE, files=files))
+        assert root_of(move).chain == ((O1, "qcow2"), (base, "raw"))
+    else:
+        with pytest.raises(NotInChain, match="which no disk of this machine has open"):
+            planned(Revert("c2"), ASIDE, files=files)
+
+
 def test_branch_may_be_backed_by_a_base_image_beside_the_layers() -> None:
     """After a complete stream the base is in no chain any more, and can be gone back to."""
     _, _, move = branch(planned(Revert("c2"), ASIDE, files=stolen("/images/was.raw")))
