@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from qmpsnap.errors import StillNeeded
+from qmpsnap.errors import InvalidTarget, StillNeeded
 from qmpsnap.model.files import Ask
 from qmpsnap.model.graph import Disk, Graph
 from qmpsnap.model.hints import command
 from qmpsnap.plan.chain import commit
 from qmpsnap.plan.intent import Commit
+from qmpsnap.plan.plan import Plan
 from qmpsnap.plan.scene import Scene
 from qmpsnap.plan.view import readable
 
@@ -26,6 +27,24 @@ def ask(disks: Sequence[str], graph: Graph) -> Ask:
     for disk in disks:
         question |= commit.ask(Commit(disk), graph, "")
     return question
+
+
+def refuse_unlisted(plan: Plan) -> None:
+    """Refuse a backup whose snapshot is not recorded: its overlays could not be found to be merged back.
+
+    Args:
+        plan: The plan of the snapshot.
+
+    Raises:
+        InvalidTarget: When there is no writable directory for its record.
+    """
+    if plan.record is None:
+        raise InvalidTarget(
+            "there is no writable directory for records, and without a record a backup's overlays cannot "
+            "be found to be merged back",
+            file=next(iter(plan.chains_before.values()))[-1],
+            hint="name one: --state-dir DIR",
+        )
 
 
 def coverable(disks: Sequence[str], scene: Scene) -> tuple[Disk, ...]:

@@ -142,8 +142,10 @@ class Planning:
         return plan_view.views(name, disks, await self._reading(name))
 
     async def coverable(self, plan: Plan) -> tuple[Disk, ...]:
-        """The disks of a snapshot's plan that was made just now; see `plan.backup.coverable`."""
+        """The disks of a snapshot's plan that was made just now; see `plan.backup` for what it refuses."""
         files = await self._target.look(plan_backup.ask(plan.disks, plan.before), plan.before)
+        if files.shared:
+            plan_backup.refuse_unlisted(plan)
         jobs, features = await self._target.jobs(after_graph=True), await self._target.features()
         scene = self._scene(plan.before, files, jobs, features, None)
         return plan_backup.coverable(plan.disks, scene)

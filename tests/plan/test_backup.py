@@ -6,12 +6,14 @@ import pytest
 
 from qmpsnap.errors import InvalidTarget, StillNeeded, Unsupported
 from qmpsnap.model.features import Features
+from qmpsnap.model.files import DirFact
 from qmpsnap.plan import backup
+from qmpsnap.plan.intent import Snapshot
 from qmpsnap.plan.scene import Scene
 from qmpsnap.testing.drawing import graph
 from qmpsnap.testing.fake_files import FakeFiles
 from tests.each import each
-from tests.plan.scenes import NOW, encrypted
+from tests.plan.scenes import NOW, encrypted, planned
 
 if TYPE_CHECKING:
     from qmpsnap.model.graph import Graph
@@ -57,3 +59,14 @@ def test_disk_is_refused_that_cannot_be_read_from_outside() -> None:
     of, files = encrypted("base <- s1*")
     with pytest.raises(Unsupported, match="encrypted"):
         covered("vda", of=of, files=files)
+
+
+def test_backup_is_refused_whose_overlays_could_not_be_found_without_a_record() -> None:
+    files, taken = FakeFiles(MACHINE), Snapshot("b", ("vda",), {"vda": "/fast/b.qcow2"})
+    backup.refuse_unlisted(planned(taken, MACHINE, files=files))
+    files.directories["/images"] = DirFact(
+        "/images", exists=True, writable=False, problem="permission denied"
+    )
+    with pytest.raises(InvalidTarget, match="no writable directory for records") as caught:
+        backup.refuse_unlisted(planned(taken, MACHINE, files=files))
+    assert (caught.value.file, caught.value.hint) == ("/images/base.qcow2", "name one: --state-dir DIR")
