@@ -42,6 +42,7 @@ from qmpsnap.run.copying import check_image
 from qmpsnap.run.disk import in_long_thread, in_thread, made_in_thread
 from qmpsnap.run.executor import Executor
 from qmpsnap.run.log import get_logger
+from qmpsnap.run.os_errors import unusable
 from qmpsnap.run.outcome import Done, Hooks
 from qmpsnap.run.paths import absolute
 from qmpsnap.run.planning import Planning, Seen
@@ -132,8 +133,8 @@ class Backups:
                 await in_thread(partial(_refuse_running, covered))  # one may have begun since
                 await in_thread(partial(images.create, need_bytes=_need(covered)))
                 # The locks show other clients that this backup is running.
-                await in_thread(partial(locks.hold, tuple(disk.active.file for disk in covered)))
-                await in_thread(partial(reading.hold, tuple(file for disk in covered for file in disk.files)))
+                await in_thread(partial(_mark, locks, [disk.active.file for disk in covered]))
+                await in_thread(partial(_mark, reading, [file for disk in covered for file in disk.files]))
                 plans.append(plan)
                 return plan
 
@@ -353,6 +354,19 @@ def _refuse_running(disks: Iterable[Disk]) -> None:
         for overlay, covered in pairwise(disk.files):
             if (moment := overlay_moment(overlay)) and held(covered, moment):
                 raise _running(disk.name)
+
+
+def _mark(locks: Locks, files: Iterable[str]) -> None:
+    """Set the marks in these layers. Blocking.
+
+    Raises:
+        InvalidTarget: When one cannot be opened.
+    """
+    for file in files:
+        try:
+            locks.hold((file,))
+        except OSError as error:
+            raise unusable(file, error, "read") from error
 
 
 def _running(disk: str) -> Busy:

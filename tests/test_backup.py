@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import shlex
 import threading
 from functools import partial
@@ -12,6 +13,7 @@ import anyio
 import pytest
 
 import qmpsnap
+from qmpsnap.backup import _mark
 from qmpsnap.errors import (
     BadArgument,
     CommandFailed,
@@ -24,6 +26,7 @@ from qmpsnap.errors import (
 from qmpsnap.plan.intent import Snapshot
 from qmpsnap.run import backups
 from qmpsnap.run.outcome import Hooks
+from qmpsnap.run.view_lock import Locks
 from qmpsnap.testing.drawing import graph
 from qmpsnap.testing.fake import FakeTarget, refused
 from qmpsnap.testing.fake_images import FakeImages
@@ -279,6 +282,22 @@ async def test_backup_is_refused_before_anything_is_sent(
         await vm_of(fake := FakeTarget(MACHINE)).backup(tmp_path / "none" / "b")
     assert fake.performed == []
     assert not (tmp_path / "b").exists()
+
+
+def test_layer_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
+    """As when its storage fails; here because no descriptor is left."""
+    file = tmp_path / "base.qcow2"
+    file.touch()
+    locks, limits = Locks("m"), resource.getrlimit(resource.RLIMIT_NOFILE)
+    _mark(locks, [str(file)])
+    locks.close()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+    try:
+        with pytest.raises(InvalidTarget, match="cannot read"):
+            _mark(locks, [str(file)])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert not locks
 
 
 async def test_plan_of_a_backup_says_what_follows_the_snapshot(tmp_path: Path) -> None:
