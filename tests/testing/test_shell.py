@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from qmpsnap.errors import BadArgument, GuestFailed, InvalidTarget, TargetExists
@@ -47,6 +49,29 @@ async def test_file_may_be_called_like_an_option(tmp_path, monkeypatch):
     await HostShell().write_file("-n", b"data")
     assert await HostShell().read_file("-n") == b"data"
     assert [path.name for path in tmp_path.iterdir()] == ["-n"]
+
+
+@pytest.mark.parametrize("name", ["a b", "q'q\"q", "new\nline\n", "$(touch x)`touch y`", "é\t*"])
+async def test_file_may_have_any_name_of_utf_8(tmp_path, name):
+    await HostShell().write_file(f"{tmp_path}/{name}", b"data")
+    assert await HostShell().read_file(f"{tmp_path}/{name}") == b"data"
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("path", ["/a\udcff", "/a\x04b"])
+async def test_name_that_cannot_be_sent_is_refused(path):
+    for call in (HostShell().write_file(path, b""), HostShell().read_file(path)):
+        with pytest.raises(BadArgument, match="a path in the guest must be UTF-8, without EOT"):
+            await call
+
+
+@pytest.mark.parametrize("missing", ["wc", "stat"])
+async def test_size_is_read_by_stat_which_reads_no_content_or_else_by_wc(tmp_path, monkeypatch, missing):
+    (tmp_path / missing).write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / missing).chmod(0o700)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    await HostShell().write_file(str(tmp_path / "file"), b"data")
+    assert await HostShell().read_file(str(tmp_path / "file")) == b"data"
 
 
 async def test_write_file_ends_at_the_first_part_that_the_disk_does_not_take(tmp_path):
