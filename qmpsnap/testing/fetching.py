@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import IO, Final, Literal
 
 from qmpsnap.errors import InvalidTarget, Unsupported
+from qmpsnap.run.guard import guarded
 from qmpsnap.testing.initramfs import LOADER, MODULES, is_static_elf
 
 __all__ = ["agent_directory", "cache_directory", "fetch", "fetch_agent", "guest_directory"]
@@ -240,16 +241,18 @@ def _needed_by(name: str, prefixes: tuple[str, ...], options: Sequence[str]) -> 
 
 
 def _tool(words: Sequence[str], *, cwd: Path | None = None, check: bool = True) -> str:
-    done = subprocess.run(
-        words,
-        cwd=cwd,
-        env={**os.environ, "LC_ALL": "C"},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        errors="replace",
-        check=False,
-    )
+    with guarded() as guard:  # apt ends with our process, even if that is killed
+        done = subprocess.run(
+            words,
+            cwd=cwd,
+            env={**os.environ, "LC_ALL": "C"},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+            process_group=guard.pid,
+        )
     if check and done.returncode:
         # The reason comes first, and then what apt concludes from it.
         first = (done.stderr.strip() or done.stdout.strip() or f"status {done.returncode}").splitlines()[0]

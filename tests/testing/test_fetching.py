@@ -266,6 +266,17 @@ def test_main_prints_the_guest_though_the_agent_cannot_be_fetched(system, capsys
     ]
 
 
+def test_apt_ends_with_a_fetch_that_is_killed(system, tmp_path):
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    (system.parent / "bin/apt-get").write_text(f"#!/bin/sh\nexec > {fifo}\necho begun\nexec sleep 600\n")
+    words = [sys.executable, "-m", "qmpsnap.testing.guest", "fetch"]
+    with subprocess.Popen(words) as fetching, fifo.open() as apt:
+        assert apt.readline() == "begun\n"
+        fetching.kill()
+        assert apt.read() == ""  # apt has closed it
+
+
 def test_main_interrupted_leaves_nothing_and_no_traceback(system, tmp_path):
     (tmp_path / "bin" / "dpkg").write_text("#!/bin/sh\nkill -INT $PPID; exec sleep 60\n")
     # A shell's background job ignores the signal, and its children inherit that.
