@@ -198,6 +198,36 @@ async def test_each_way_into_a_guest_does_the_same_and_stale_guests_are_woken(qe
         assert "Kernel panic - not syncing: sysrq triggered crash" in failed.value.output
 
 
+HASH = "$6$qmpsnap$50db3MzZw.voiOFGlAeSq8Kzj8mNDmxyVl.UOVJ90cgjZglrMDCBjhA7J4s75K7PGix4aG0hcqoS3XeezIRSr."
+# What Alpine and others with busybox have on a serial console; the hash is that of "it's".
+GETTY = """
+busybox --install -s /bin; mkdir -p /etc /root
+echo root:x:0:0:root:/root:/bin/ash > /etc/passwd; echo root:x:0: > /etc/group; echo ttyS0 > /etc/securetty
+echo 'root:HASH:1:0:99999:7:::' > /etc/shadow
+printf '\\nWelcome to \\\\s\\nKernel \\\\r on an \\\\m (\\\\l)\\n\\n' > /etc/issue
+echo "export PS1='\\h:\\w\\$ '" > /etc/profile
+(while :; do setsid getty -L 0 ttyS0 vt100; done) > /dev/null 2>&1 &
+""".replace("HASH", HASH)
+
+
+@pytest.mark.one_qemu
+async def test_console_logs_in_at_busybox_s_getty_and_finds_the_shell_or_the_login_again(qemu, tmp_path):
+    async with booted(qemu, tmp_path) as (vm, guest):
+        await guest.run(GETTY)
+        with pytest.raises(GuestFailed, match=r"refused logins of 'root': [1-9]"):
+            async with open_console(vm.console, password="its", limit=15, vm=vm):
+                pass
+        async with open_console(vm.console, password="it's", vm=vm) as shell:
+            assert await shell.run("id -un") == "root"
+            await shell.write_file("/root/a b", bytes(range(256)))
+            assert await shell.read_file("/root/a b") == bytes(range(256))
+        async with open_console(vm.console, password="", vm=vm) as shell:  # still logged in
+            with pytest.raises(GuestFailed, match="the shell on the console has ended"):
+                await shell.run("kill -9 $(pidof ash); sleep 60", limit=60)
+        async with open_console(vm.console, password="it's", vm=vm) as shell:
+            assert await shell.run("cat '/root/a b' | wc -c") == "256"
+
+
 @pytest.mark.parametrize("qemu", QEMUS[:1], indirect=True, ids=[QEMUS[0].short])
 async def test_seed_of_a_cloud_image_is_read_only_and_in_no_snapshot(qemu, tmp_path):
     image, seed = tmp_path / "vda.qcow2", tmp_path / "seed,1.img"
