@@ -76,3 +76,8 @@ def on_a_terminal(*words: str, **environment: str):
         with suppress(ProcessLookupError):
             os.killpg(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
+
+
+def sleeping_in_a_session(file) -> str:
+    """A script that does not end; part of it is in a session of its own, its process id in the file."""
+    return f"setsid sh -c 'echo $$ > {file}; exec sleep 600' &\nsleep 600"

@@ -2,11 +2,14 @@ from __future__ import annotations
 
 import base64
 
+import anyio
 import pytest
 
 from qmpsnap.errors import CommandFailed, GuestFailed
 from qmpsnap.testing.agent import AgentShell
 from qmpsnap.testing.shell import Ran
+from tests.run.test_process import gone_within
+from tests.testing.shells import sleeping_in_a_session
 
 
 class Agent:
@@ -53,6 +56,16 @@ async def test_execute_bounds_time_and_output_in_the_guest():
     _, arguments = agent.sent[0]
     assert isinstance(arguments, dict)
     assert (arguments["path"], arguments["arg"][2:]) == ("/bin/sh", ["sh", "2", "11", "echo $1"])
+
+
+async def test_script_that_is_killed_takes_all_that_it_has_started_with_it(tmp_path):
+    agent = Agent(guest_exec=[{"pid": 7}], guest_exec_status=[ended(exitcode=137)])
+    await shell(agent).execute(sleeping_in_a_session(tmp_path / "pid"), limit=1)
+    _, arguments = agent.sent[0]
+    assert isinstance(arguments, dict)
+    done = await anyio.run_process([arguments["path"], *arguments["arg"]], check=False)
+    assert done.returncode == 137
+    assert gone_within(30, int((tmp_path / "pid").read_text()))
 
 
 @pytest.mark.parametrize(

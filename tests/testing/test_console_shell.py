@@ -7,7 +7,8 @@ from qmpsnap.errors import GuestFailed
 from qmpsnap.testing import console_shell, witness
 from qmpsnap.testing.console_shell import open_console
 from qmpsnap.testing.shell import Ran
-from tests.testing.shells import on_a_terminal
+from tests.run.test_process import gone_within
+from tests.testing.shells import on_a_terminal, sleeping_in_a_session
 
 SH = ("sh", "-i")
 LOGIN = """
@@ -47,6 +48,24 @@ async def test_console_runs_scripts_and_returns_what_they_print(tmp_path):
             assert await shell.run("") == ""
             await shell.write_file(str(tmp_path / "file"), bytes(range(256)))
             assert await shell.read_file(str(tmp_path / "file")) == bytes(range(256))
+
+
+async def test_what_a_script_leaves_running_prints_into_no_other_answer(tmp_path):
+    go, printed = tmp_path / "go", tmp_path / "printed"
+    with on_a_terminal(*SH) as console:
+        async with open_console(console) as shell:
+            late = f"(until [ -e {go} ]; do sleep 0.01; done; echo late; touch {printed}) &"
+            assert await shell.run(f"{late}\necho now") == "now"
+            wait = f"until [ -e {printed} ]; do sleep 0.01; done"
+            assert await shell.run(f"touch {go}; {wait}; echo next") == "next"
+
+
+async def test_script_that_is_killed_takes_all_that_it_has_started_with_it(tmp_path):
+    with on_a_terminal(*SH) as console:
+        async with open_console(console) as shell:
+            with pytest.raises(GuestFailed, match="killed at its limit"):
+                await shell.run(sleeping_in_a_session(tmp_path / "pid"), limit=1)
+            assert gone_within(30, int((tmp_path / "pid").read_text()))
 
 
 async def test_console_has_its_login_shell_again_at_the_end():
