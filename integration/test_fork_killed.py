@@ -17,7 +17,7 @@ from integration.states import status
 from integration.test_kill import orders
 from qmpsnap.cli.main import run as run_command
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(1200)  # with --all some 170 clients are killed, each in a second or more
 WAY = re.compile(r" +(?:to finish it: |to remove that: )?(qmpsnap (?:job wait|template --remove) .*)")
 
 
