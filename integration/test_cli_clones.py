@@ -157,7 +157,7 @@ def test_fork_of_a_checkpoint_whose_client_is_killed_leaves_what_jobs_says_how_t
         command = f"qmpsnap template --remove {left['files'][0]}"
         assert (way, left["ways"], left["kind"]) == (f"  to remove that: {command}", [command], "fork")
         scratch = Path(left["directory"]).parent
-        assert (scratch.name.startswith("qmpsnap-run-"), scratch.exists()) == (True, True)
+        assert scratch.name.startswith("qmpsnap-run-")  # any other call may have removed it by now
         assert cli(*command.split()[1:]).code == 0
         assert (cli("jobs").out, listing(tmp_path), scratch.exists()) == ("no jobs\n", before, False)
 
