@@ -26,7 +26,7 @@ SNAPSHOT = (
 )
 OUTSIDE = "the data of {} is not in QEMU, so it cannot be reset"
 STAYS = "which is not known to accept another root node"
-NO_DISK = "there is no writable disk with a medium"
+NO_DISK = "the machine has no disk that it can write to"
 
 # The default machine: qmpsnap's own guest, without disks.
 DISKLESS = """

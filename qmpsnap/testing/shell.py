@@ -13,6 +13,7 @@ import math
 import os
 import secrets
 import shlex
+import signal
 import stat
 import time
 from abc import ABC, abstractmethod
@@ -33,6 +34,7 @@ __all__ = ["Ran", "Shell"]
 
 MIB: Final = 1 << 20
 KILLED: Final = 128 + 9
+_SIGNALS: Final = {128 + each: each.name for each in signal.Signals}
 # A script is an argument of the guest's shell, and Linux allows 128 KiB for each; base64 adds a third.
 _CHUNK_BYTES: Final = 64 * 1024
 _SCRIPT_BYTES: Final = 100 * 1024
@@ -57,7 +59,8 @@ class Ran:
     """How a script ended in the guest.
 
     Attributes:
-        status: Its exit status; 128 + N when signal N ended it, so 137 when it was killed at its limit.
+        status: Its exit status; 128 + N when signal N ended it, so 137 when it was killed, at its
+            limit or before that.
         output: What it printed on stdout and stderr, in order, unchanged.
         cut: Whether it printed more than the caller asked for; `output` is then only the beginning.
     """
@@ -103,7 +106,9 @@ class Shell(ABC):
 
     async def run_bytes(self, script: str, *, limit: float = 30.0, most: int = MIB) -> bytes:
         """Run a shell script as `run` does, and return its output unchanged, as bytes."""
-        return output_of(script, await self.execute(script, limit=limit, most=most))
+        started = time.monotonic()
+        ran = await self.execute(script, limit=limit, most=most)
+        return output_of(script, ran, at_limit=time.monotonic() - started >= limit)
 
     async def set_clock(self) -> None:
         """Set the guest's clock to this host's; only to the second if the guest's `date` takes no fraction.
@@ -250,8 +255,13 @@ class Shell(ABC):
             raise GuestFailed(f"in the guest, {path!r} was changed while it was read", script="")
 
 
-def output_of(script: str, ran: Ran) -> bytes:
+def output_of(script: str, ran: Ran, *, at_limit: bool = True) -> bytes:
     """Return the output of a script whose status is 0.
+
+    Args:
+        script: The script.
+        ran: How it ended.
+        at_limit: Whether its limit had passed by then: else nobody has killed it for that.
 
     Raises:
         GuestFailed: When its status is not 0, or its output is cut.
@@ -259,7 +269,11 @@ def output_of(script: str, ran: Ran) -> bytes:
     text = ran.output.decode(errors="replace").strip()
     if ran.status == 0 and not ran.cut:
         return ran.output
-    how = "was killed at its limit" if ran.status == KILLED else f"ended with status {ran.status}"
+    how = f"ended with status {ran.status}"
+    if ran.status == KILLED:
+        how = "was killed at its limit" if at_limit else "was killed in the guest (SIGKILL), before its limit"
+    elif ran.status in _SIGNALS:
+        how += f" (128 + {_SIGNALS[ran.status]})"
     if ran.status == 0:
         how = f"printed more than {len(ran.output)} bytes"
     message = f"in the guest, {shorten(script)!r} {how}: {text[-500:] or 'it printed nothing'}"

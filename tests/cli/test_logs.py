@@ -110,6 +110,11 @@ def test_configure_masks_the_replies_of_each_connection_by_what_was_asked_on_it(
     assert one.logger.name == other.logger.name
 
 
+def test_number_of_a_connection_is_never_that_of_an_earlier_one():
+    numbers = [vars(Client().logger)["extra"]["connection"] for _ in range(100)]  # each of them is freed
+    assert sorted({*numbers}) == numbers
+
+
 def test_configure_shows_no_secret_of_a_command_that_only_its_table_knows(capsys):
     configure(2)
     sent = {"execute": "send-key", "arguments": {"keys": [{"type": "qcode", "data": 5}]}}

@@ -155,7 +155,8 @@ async def test_write_file_leaves_nothing_when_it_was_not_written_as_sent(tmp_pat
     [
         (Ran(3, b"no\n"), "'true' ended with status 3: no"),
         (Ran(3, b""), "it printed nothing"),
-        (Ran(137, b""), "was killed at its limit"),
+        (Ran(143, b""), r"ended with status 143 \(128 \+ SIGTERM\)"),
+        (Ran(137, b""), r"was killed in the guest \(SIGKILL\), before its limit"),
         (Ran(0, b"begin", cut=True), "printed more than 5 bytes"),
     ],
 )
@@ -163,6 +164,11 @@ async def test_run_raises_unless_all_went_well(ran, reason):
     with pytest.raises(GuestFailed, match=reason) as failed:
         await HostShell(lambda _: ran).run("true")
     assert (failed.value.script, failed.value.status) == ("true", ran.status)
+
+
+async def test_run_says_that_a_script_was_killed_at_its_limit():
+    with pytest.raises(GuestFailed, match="'true' was killed at its limit: it printed nothing"):
+        await HostShell(lambda _: Ran(137, b"")).run("true", limit=0)
 
 
 @pytest.mark.parametrize("script", ["echo \0", "echo \x04", "x" * 200_000, b"true", "echo \udcff"])

@@ -6,6 +6,7 @@ without an id were tried on 7.2, 10.0 and 11.1.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -21,6 +22,8 @@ from qmpsnap.model.command_line.options import (
     read_keys,
     write_keys,
 )
+
+_ID: Final = re.compile(r"[A-Za-z][\w.-]*", re.ASCII)  # of a device; the others are device[0], or a path
 
 _SHORT: Final[Mapping[str, Pairs]] = {
     "": [("index", "0"), ("media", "disk")],
@@ -101,7 +104,9 @@ def with_images(options: Sequence[Option], images: Mapping[str, str]) -> list[Op
                 raise Unsupported(
                     f"no argument of QEMU's command line is recognised as the disk {disk!r}; {others}",
                     feature=disk,
-                    hint="give its device an id, or give launcher=",
+                    hint="a disk that was plugged in since the start is on no command line: give launcher="
+                    if _ID.fullmatch(disk)
+                    else "give its device an id, or give launcher=",
                 )
             case int(place):
                 changed[place] = _drive_with(options[place], image)
@@ -113,7 +118,8 @@ def with_images(options: Sequence[Option], images: Mapping[str, str]) -> list[Op
             raise Unsupported(
                 f"two QEMUs would write to the same image of the disk {disk!r}, which gets no other one",
                 feature=disk,
-                hint="name an image for it in Start.disks, or give launcher=",
+                hint="name an image for it in Start.disks, or give launcher=; a disk that need not keep what "
+                "is written, such as the flash of a firmware, can have readonly=on or snapshot=on",
             )
     return with_image(changed, roots)
 

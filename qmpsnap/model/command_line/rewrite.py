@@ -26,9 +26,12 @@ def for_start(argv: Sequence[str], start: Start) -> list[str]:
             message names the argument.
     """
     program, options = split(argv)
+    own = Own(start.directory, alone=start.alone)
+    for option in options:
+        if option.name == "-readconfig":  # before its disks are missed on the command line
+            own.of(option)
     options = with_images(options, start.disks)
     options, more = with_memory(options, start)
-    own = Own(start.directory, alone=start.alone)
     rewritten = [other for option in options if (other := own.of(option)) is not None]
     if not {"-display", "-nographic"} & {option.name for option in rewritten}:
         rewritten.append(Option("-display", "none"))  # else it would open a window

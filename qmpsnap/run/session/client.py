@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import socket
 from collections.abc import Callable
@@ -24,6 +25,8 @@ _READ_LIMIT = 256 * 1024 * 1024  # bytes of one reply
 _END_LIMIT = 0.4  # seconds
 _AGAIN = 4  # times; one lost reply may come before the greeting, and that to our own answer afterwards
 
+_NUMBERS = itertools.count(1)  # of connections; id() of one that has ended may be that of a later one
+
 _log = get_logger("qmpsnap.session")
 
 
@@ -39,7 +42,7 @@ class Client(QMPClient):
     def __init__(self, recorder: Recorder | None = None) -> None:
         super().__init__(_NAME, _READ_LIMIT)
         # A logger for each would never be freed.
-        self.logger = logging.LoggerAdapter(self.logger, {"connection": id(self)})  # type: ignore[assignment]
+        self.logger = logging.LoggerAdapter(self.logger, {"connection": next(_NUMBERS)})  # type: ignore[assignment]
         self._recorder = recorder
         self.events.event_filter = lambda _: False
         self._answered = False  # our greeting, which ends the negotiation

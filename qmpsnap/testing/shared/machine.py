@@ -26,7 +26,7 @@ from qmpsnap.run.safe_open import remove_tree
 from qmpsnap.template import Template, freeze
 from qmpsnap.testing.shared import reset as resets
 from qmpsnap.testing.shared.guest_port import has_port, open_woken
-from qmpsnap.testing.shared.memory_only import refuse_outside
+from qmpsnap.testing.shared.memory_only import refuse_diskless, refuse_outside
 from qmpsnap.testing.shared.monitors import monitors, still_connected
 from qmpsnap.testing.shared.place import Base, overlay_each
 from qmpsnap.testing.shared.reset import CONSOLE_LOG, RECORDS, Booted, console_end, console_size
@@ -266,6 +266,8 @@ class SharedMachine:
             booted = await self._start(self.launcher(start), [directory], mode)
             if mode in {"memory", "clone"} and not chosen:
                 await refuse_outside(booted.vm)
+            if mode in {"clone", "disks"}:
+                await refuse_diskless(booted.vm, mode)
             if mode == "disks":
                 await resets.keep_disks(booted)
             await self._await_ready(booted)

@@ -78,5 +78,19 @@ async def refuse_outside(vm: VM) -> None:
                 raise Unsupported(what, feature=outside[1])
 
 
+async def refuse_diskless(vm: VM, mode: str) -> None:
+    """Refuse a way to reset that works by the machine's disks, where it has none to write to.
+
+    Raises:
+        Unsupported: The hint names the way that works.
+    """
+    if not (await vm.graph()).writable():
+        raise Unsupported(
+            "the machine has no disk that it can write to",
+            feature=f"a reset of the mode {mode}",
+            hint='its memory is all that there is to reset: reset="memory"',
+        )
+
+
 def _plan(op: str, graph: Graph, stages: tuple[Stage, ...]) -> Plan:
     return Plan(op=op, intent=None, disks=(), stages=stages, before=graph, after=graph)

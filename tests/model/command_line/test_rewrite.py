@@ -51,6 +51,22 @@ def test_disk_without_an_argument_is_refused(line: str) -> None:
     with pytest.raises(Unsupported, match="recognised as the disk 'd0'") as refused:
         rewritten(line, {"d0": "/n"})
     assert refused.value.feature == "d0"
+    assert refused.value.hint == (
+        "a disk that was plugged in since the start is on no command line: give launcher="
+    )
+
+
+@pytest.mark.parametrize("disk", ["device[0]", "peripheral/x/y"])
+def test_disk_of_a_device_without_an_id_needs_one(disk: str) -> None:
+    with pytest.raises(Unsupported, match="recognised as the disk") as refused:
+        rewritten("-hda a", {disk: "/n"})
+    assert refused.value.hint == "give its device an id, or give launcher="
+
+
+def test_disk_that_a_configuration_file_may_have_is_not_called_missing() -> None:
+    with pytest.raises(Unsupported, match=r"cannot be started with '-readconfig /vm\.cfg'") as refused:
+        rewritten("-readconfig /vm.cfg", {"d0": "/n"})
+    assert "launcher=" in refused.value.hint
 
 
 WRITTEN = {
@@ -78,6 +94,7 @@ def test_image_that_both_qemus_would_write_to_is_refused(line: str, disk: str) -
     with pytest.raises(Unsupported, match="two QEMUs would write") as refused:
         rewritten(line, other)
     assert refused.value.feature == disk
+    assert refused.value.hint.endswith("can have readonly=on or snapshot=on")
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from qmpsnap.errors import ConnectFailed, GuestFailed, InvalidTarget, QmpsnapError
+from qmpsnap.errors import ConnectFailed, GuestFailed, InvalidTarget, QmpsnapError, Unsupported
 from qmpsnap.testing.server import Return, Wait, serve
 from qmpsnap.testing.shared.machine import SharedMachine
 from tests.each import each
@@ -160,3 +160,14 @@ async def test_guest_that_is_not_ready_in_time_is_told_with_its_console_and_what
     assert caught.value.hint == (
         "give it more time (--qmpsnap-boot-limit), or run it by itself to see where it stops"
     )
+
+
+@pytest.mark.parametrize("mode", ["clone", "disks"])
+async def test_machine_without_a_disk_is_not_reset_by_its_disks_or_a_clone(tmp_path, mode):
+    start = Starts()
+    async with SharedMachine(start, [], tmp_path, ready=ready, reset=mode) as machine:
+        with pytest.raises(Unsupported, match="the machine has no disk that it can write to") as refused:
+            await machine.begin(test="first")
+    assert (refused.value.feature, refused.value.hint) == (
+        f"a reset of the mode {mode}", 'its memory is all that there is to reset: reset="memory"',
+    )  # fmt: skip
