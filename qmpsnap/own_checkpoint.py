@@ -12,6 +12,7 @@ import anyio
 
 from qmpsnap.errors import (
     Changed,
+    GraphMismatch,
     Incomplete,
     Interrupted,
     InvalidTarget,
@@ -164,6 +165,14 @@ class Own:
             await take_back(self._vm, self.name, self.plan, error)
 
     async def _take(self) -> Done:
+        try:
+            return await self._taken()
+        except GraphMismatch as error:
+            if error.changed is Changed.NO:  # the caller knows of no plan
+                error.hint = "another client has changed the machine at the same time: try again"
+            raise
+
+    async def _taken(self) -> Done:
         try:
             return await self._vm.run(self.plan, Hooks(before=self._note))
         except Unsupported:  # only now QEMU says whether it can follow the writes to such memory

@@ -7,7 +7,15 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from qmpsnap.errors import Changed, CommandFailed, Interrupted, InvalidTarget, NotFound, Unsupported
+from qmpsnap.errors import (
+    Changed,
+    CommandFailed,
+    GraphMismatch,
+    Interrupted,
+    InvalidTarget,
+    NotFound,
+    Unsupported,
+)
 from qmpsnap.model.files import DirFact
 from qmpsnap.own_checkpoint import own, planned
 from qmpsnap.plan.intent import Checkpoint, Mode
@@ -137,6 +145,18 @@ async def test_work_begins_while_the_memory_of_a_running_guest_is_written(
     kept = order.index("keep-moment")
     assert (order.index("work") < kept, order.index("loads") > kept) == (early, True)
     assert ((await vm.graph()).chains(), (await vm.moments()).moments) == (chains, ())
+
+
+async def test_checkpoint_of_a_machine_that_another_client_changes_meanwhile_says_to_try_again() -> None:
+    fake = fake_of(running=True)
+    vm = vm_of(fake)
+    async with own(vm, "c1") as checkpoint:
+        await vm_of(fake).snapshot("another")
+        with pytest.raises(GraphMismatch, match="have changed since") as changed:
+            await checkpoint.take()
+    assert changed.value.changed is Changed.NO
+    assert changed.value.hint == "another client has changed the machine at the same time: try again"
+    assert [moment.name for moment in (await vm.moments()).moments] == ["another"]
 
 
 async def test_work_has_ended_before_a_checkpoint_that_fails_is_deleted(tmp_path: Path) -> None:

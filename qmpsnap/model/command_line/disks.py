@@ -25,6 +25,10 @@ from qmpsnap.model.command_line.options import (
 
 _ID: Final = re.compile(r"[A-Za-z][\w.-]*", re.ASCII)  # of a device; the others are device[0], or a path
 
+_NO_ARGUMENT: Final = (
+    "a device on the command line needs this id; for a disk plugged in later, give launcher="
+)
+
 _SHORT: Final[Mapping[str, Pairs]] = {
     "": [("index", "0"), ("media", "disk")],
     **{f"-hd{letter}": [("index", str(n)), ("media", "disk")] for n, letter in enumerate("abcd")},
@@ -104,9 +108,7 @@ def with_images(options: Sequence[Option], images: Mapping[str, str]) -> list[Op
                 raise Unsupported(
                     f"no argument of QEMU's command line is recognised as the disk {disk!r}; {others}",
                     feature=disk,
-                    hint="a disk that was plugged in since the start is on no command line: give launcher="
-                    if _ID.fullmatch(disk)
-                    else "give its device an id, or give launcher=",
+                    hint=_NO_ARGUMENT if _ID.fullmatch(disk) else "give its device an id, or give launcher=",
                 )
             case int(place):
                 changed[place] = _drive_with(options[place], image)

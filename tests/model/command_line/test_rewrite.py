@@ -52,7 +52,7 @@ def test_disk_without_an_argument_is_refused(line: str) -> None:
         rewritten(line, {"d0": "/n"})
     assert refused.value.feature == "d0"
     assert refused.value.hint == (
-        "a disk that was plugged in since the start is on no command line: give launcher="
+        "a device on the command line needs this id; for a disk plugged in later, give launcher="
     )
 
 

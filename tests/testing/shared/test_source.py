@@ -89,12 +89,19 @@ def test_command_line_has_the_disks_that_are_named_beside_it():
         (
             {},
             "two QEMUs would write to the same image of the disk 'virtio0', which gets no other one",
-            "name an image for it in qmpsnap_disks, or return a launcher from qmpsnap_machine",
+            (
+                "name an image for it in qmpsnap_disks, or return a launcher from qmpsnap_machine; a disk "
+                "that need not keep what is written, such as the flash of a firmware, can have readonly=on "
+                "or snapshot=on"
+            ),
         ),
         (
             {"vda": "/i/a.qcow2"},
             "no argument of QEMU's command line is recognised as the disk 'vda'; recognised are virtio0",
-            "give its device an id, or return a launcher from qmpsnap_machine",
+            (
+                "a device on the command line needs this id; for a disk plugged in later, return a launcher "
+                "from qmpsnap_machine"
+            ),
         ),
     ],
 )
