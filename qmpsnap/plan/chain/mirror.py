@@ -15,6 +15,7 @@ from qmpsnap.errors import InvalidTarget, UnsafeImage, Unsupported
 from qmpsnap.model.disk_names import find_disk
 from qmpsnap.model.files import Ask
 from qmpsnap.model.graph import Disk, Graph, Layer
+from qmpsnap.model.hints import command
 from qmpsnap.model.names import digest, job_id, node_name
 from qmpsnap.model.step import Root, Stage, Step
 from qmpsnap.plan.chain.layers import delete_owned
@@ -161,6 +162,17 @@ def _open(copy: Root, disk: Disk, below: tuple[Layer, ...]) -> Step:
     )
 
 
+def _refuse_compress(disk: Disk) -> None:
+    """Refuse a disk under a compress filter: QEMU 10.0 and 11.1 hang when its mirror starts."""
+    for one in disk.filters:
+        if one.driver == "compress":
+            raise Unsupported(
+                f"{disk.name} is under the filter {one.node!r} (compress), and QEMU may hang in its mirror",
+                feature="mirror under a compress filter",
+                hint=f"copy it by {command('backup', 'run', 'DIR', '--disk', disk.name)}",
+            )
+
+
 def _refuse(
     intent: Mirror,
     scene: Scene,
@@ -185,6 +197,7 @@ def _refuse(
     mirror = "drive-mirror" if scene.features.devices else "blockdev-mirror"
     scene.features.need(mirror, "job-complete", "job-dismiss", "job-cancel", "block-job-cancel")
     _check_sync(intent, disk, form)
+    _refuse_compress(disk)
     refuse_inner(
         disk,
         [layer for layer in copied if layer.inner != layer.format]

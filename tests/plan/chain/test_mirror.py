@@ -150,6 +150,14 @@ def test_mirror_replaces_the_layer_under_a_throttle() -> None:
     assert (start.arguments["device"], start.arguments["replaces"]) == ("thr", "vda-s1")
 
 
+def test_mirror_is_refused_under_a_compress_filter() -> None:
+    disk = replace(chain("base <- s1*"), root="zip", filters=(Filter("zip", "compress"),))
+    for intent in (pivot(), finish()):
+        with pytest.raises(Unsupported, match="under the filter 'zip'") as caught:
+            planned(intent, graph(disk))
+        assert caught.value.hint == "copy it by qmpsnap backup run DIR --disk vda"
+
+
 def test_mirror_lets_qemu_make_the_target_when_its_files_are_not_visible() -> None:
     plan = planned(pivot(), TWO, files=unseen(TWO))
     probe = plan.steps[0]
