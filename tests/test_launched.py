@@ -80,6 +80,7 @@ async def test_launch_says_why_there_is_no_qemu(tmp_path, what):
     before = set(Path("/proc/self/fd").iterdir())
     error = await failure(Machine(qemu=path))
     assert error.message == f"qemu: cannot start '{path}': {CANNOT[what]}"
+    assert error.hint == ("install it, or give its path" if what == "missing" else "")
     assert set(Path("/proc/self/fd").iterdir()) == before
 
 

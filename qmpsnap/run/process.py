@@ -269,7 +269,10 @@ def _spawn(
             process_group=group,
         )
     except OSError as error:
-        raise ConnectFailed(f"{name}: cannot start {argv[0]!r}: {error.strerror}") from error
+        hint = ""
+        if isinstance(error, FileNotFoundError):  # of the program, or of its working directory
+            hint = "install it, or give its path" if error.filename == argv[0] else "give another cwd"
+        raise ConnectFailed(f"{name}: cannot start {argv[0]!r}: {error.strerror}", hint=hint) from error
     finally:
         output.close_writer()
     return Process(popen, output)

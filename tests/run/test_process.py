@@ -108,6 +108,13 @@ async def test_start_qemu_leaves_no_child_and_no_descriptor_when_the_binary_is_m
     assert (children(), descriptors()) == before
 
 
+async def test_start_qemu_says_that_its_working_directory_is_missing():
+    with pytest.raises(ConnectFailed, match="No such file") as caught:
+        async with start_qemu(fake_qemu(SERVE), cwd="/missing"):
+            pass
+    assert caught.value.hint == "give another cwd"
+
+
 async def test_start_qemu_kills_when_sigterm_is_not_heeded():
     async with start_qemu(fake_qemu(STUBBORN), quit_limit=0.01) as process:
         pass

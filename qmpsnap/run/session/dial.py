@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import grp
 import os
+import re
 import socket
 import stat
 import struct
@@ -163,6 +164,8 @@ def _what_next(error: OSError | None, path: str = "") -> str:
             return "nobody listens there: QEMU has probably ended, or its monitor is elsewhere"
         case ConnectionRefusedError() if not _is_socket(path):
             return "give the PATH of -qmp unix:PATH,server=on,wait=off"
+        case FileNotFoundError() if re.fullmatch(r"[^/@]+:\d+", path):
+            return f"a TCP port is given as tcp:{path}"
         case FileNotFoundError():
             return "is QEMU running, with -qmp unix:PATH,server=on,wait=off?"
         case ConnectionRefusedError():

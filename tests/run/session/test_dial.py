@@ -46,6 +46,12 @@ async def test_dial_names_path_and_reason_when_there_is_no_socket(tmp_path):
     assert "QEMU running" in caught.value.hint
 
 
+async def test_dial_says_how_a_tcp_port_is_given_when_it_looks_like_one():
+    with pytest.raises(ConnectFailed, match="No such file or directory") as caught:
+        await dial("localhost:4444")
+    assert caught.value.hint == "a TCP port is given as tcp:localhost:4444"
+
+
 async def test_dial_names_path_and_reason_when_nobody_listens(tmp_path):
     path = str(tmp_path / "s")
     with socket.socket(socket.AF_UNIX) as sock:
