@@ -8,7 +8,10 @@ from qmpsnap.model.running_qemu import RunningQemu
 from qmpsnap.run.disk import in_thread
 from qmpsnap.run.running_qemus import running_qemus
 
-_LIST = "qmpsnap ps lists the machines of this host; if it is a path, no such file exists"
+_LIST = (
+    "qmpsnap ps lists the machines of this host; if it is a path, no such file exists; a TCP port is given "
+    "as tcp:HOST:PORT"
+)
 
 
 async def list_machines() -> tuple[RunningQemu, ...]:

@@ -48,6 +48,7 @@ async def test_address_of_says_that_there_is_no_such_machine(machine):
     with pytest.raises(ConnectFailed, match=f"no machine .* {re.escape(repr(str(machine)))}") as caught:
         await address_of(machine)
     assert "qmpsnap ps" in caught.value.hint
+    assert "tcp:HOST:PORT" in caught.value.hint
 
 
 @each("machine", ["", None, True, b"x", 1.5])
