@@ -54,7 +54,8 @@ async def start_daemon(program: str, name: str) -> AsyncIterator[QemuProcess]:
         async with start_qemu([program], name=name, monitor=DAEMON_MONITOR) as process:
             yield process
     except ConnectFailed as error:
-        error.hint = error.hint or "is qemu-storage-daemon installed? You can give its path"
+        if not error.hint or isinstance(error.__cause__, FileNotFoundError):
+            error.hint = "is qemu-storage-daemon installed? You can give its path"
         raise
 
 
