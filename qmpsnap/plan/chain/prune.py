@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from dataclasses import replace
+from datetime import datetime
 
 from qmpsnap.model.disk_names import find_disk
 from qmpsnap.model.files import Ask, Files
@@ -42,11 +43,35 @@ def plan(intent: Prune, scene: Scene) -> Plan:
         if moment.kind == "external" and not names.isdisjoint(moment.disks)
     ]
     if intent.keep_last is not None:
-        return delete.plan(intent, moments[: -intent.keep_last], scene, _nameless(disks, scene))
+        return delete.plan(
+            intent, _oldest_first(moments)[: -intent.keep_last], scene, _nameless(disks, scene)
+        )
     depth = intent.max_depth or 1
     chosen, nameless = _too_deep(depth, disks, moments, scene)
     plan = delete.plan(intent, chosen, scene, nameless)
     return _with_reasons(plan, _still_too_deep(plan, depth, disks, moments, scene))
+
+
+def _oldest_first(moments: list[Moment]) -> list[Moment]:
+    """The moments by time, each after those that it stands on: the host's clock may have been set back."""
+    held = {
+        (disk, file): datetime.fromisoformat(moment.created)
+        for moment in moments
+        if moment.record is not None
+        for disk, file in moment.record.covered.items()
+    }
+
+    def key(moment: Moment) -> tuple[datetime, int]:
+        files = [
+            (disk, file)
+            for disk in moment.disks
+            if moment.record is not None
+            for file in moment.record.read_from(disk)
+        ]
+        times = [held[one] for one in files if one in held]
+        return max((*times, datetime.fromisoformat(moment.created))), len(files)
+
+    return sorted(moments, key=key)
 
 
 def _nameless(disks: Iterable[Disk], scene: Scene) -> frozenset[str]:

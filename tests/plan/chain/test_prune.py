@@ -31,6 +31,16 @@ def test_all_but_the_newest_go_and_the_biggest_layer_receives_what_is_above_and_
     assert plan.op == "prune"
 
 
+def test_newest_are_those_on_top_where_the_clock_was_set_back() -> None:
+    of = drawn(FIVE, base=9)
+    times = ("13:00:01", "12:00:02", "12:00:03", "12:00:04")
+    back = [
+        replace(one, created=f"2024-05-01T{time}.000000+00:00") for one, time in zip(FOUR, times, strict=True)
+    ]
+    plan = planned(Prune(keep_last=2), of, files=files(of, *back))
+    assert plan.to_json()["after"] == {"vda": [D, C, BASE]}
+
+
 def test_records_of_a_run_end_with_the_job_that_ends_each() -> None:
     of = drawn(FIVE, a=9)
     first, second = planned(Prune(keep_last=2), of, files=files(of, *FOUR)).parts
