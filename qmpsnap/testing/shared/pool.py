@@ -28,8 +28,8 @@ from qmpsnap.testing.shared.monitors import monitors
 from qmpsnap.testing.shared.place import Base, private_directory, read_bases, unwritable
 from qmpsnap.testing.shared.reset import RECORDS, Booted, console_end, console_text
 from qmpsnap.testing.shared.room import has_room
+from qmpsnap.testing.shared.spare import Turns
 from qmpsnap.testing.shared.standing import Reset
-from qmpsnap.testing.shared.turns import Turns
 from qmpsnap.testing.shell import Ran
 from qmpsnap.testing.witness import Witness
 from qmpsnap.vm import VM, Launcher

@@ -11,7 +11,7 @@ from anyio.lowlevel import checkpoint
 
 from qmpsnap.errors import GuestFailed
 from qmpsnap.testing.shared.machine import Account
-from qmpsnap.testing.shared.turns import Turns
+from qmpsnap.testing.shared.spare import Turns
 
 pytestmark = pytest.mark.anyio
 
