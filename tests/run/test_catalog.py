@@ -437,7 +437,8 @@ async def test_a_moment_that_is_rewritten_keeps_the_marks_of_its_layers_under_na
     assert now.marks == {f"{place}/new": mark, "/d/old": mark, "/d/o": f"{'8' * 32}-8"}
 
 
-async def test_of_two_clients_one_claims_an_interrupted_operation(place, catalog):
+async def test_of_two_clients_one_claims_an_interrupted_operation(place, catalog, monkeypatch):
+    monkeypatch.setattr("qmpsnap.run.catalog._LOCK_SECONDS", 0.05)
     stored = await catalog.write_intent(intent(), str(place))
     other = Catalog()
     with pytest.raises(Busy, match="another client is finishing 0a1b2c3d"):
