@@ -126,6 +126,11 @@ class QmpsnapError(Exception):
 _NEXT: Final = "next: "
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text, or its type."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 def _blank(kind: type[QmpsnapError], *args: object) -> QmpsnapError:
     """An error without attributes, which pickle and copy then restore."""
     return kind.__new__(kind, *args)

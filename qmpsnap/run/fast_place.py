@@ -7,15 +7,12 @@ a tmpfs: with 256 MiB of memory, of which a third is in use, a load took 0.98 s 
 
 from __future__ import annotations
 
-import contextlib
 import os
 from typing import Final
 
-from qmpsnap.run.safe_open import kernel_text
+from qmpsnap.run.available_memory import available_memory
 
 _TMPFS: Final = "/dev/shm"  # noqa: S108 - only a private directory in it is used
-_MEMINFO: Final = "/proc/meminfo"
-_CGROUP: Final = "/sys/fs/cgroup"  # of a container: its own
 _SPARE: Final = 2  # what has to remain available, in multiples of what is asked for
 
 
@@ -29,18 +26,5 @@ def fast_place(size_bytes: int) -> str:
         writable = os.access(_TMPFS, os.W_OK | os.X_OK, effective_ids=True)
     except OSError:
         return ""
-    room = min(space.f_bavail * space.f_frsize, _available() // _SPARE)
+    room = min(space.f_bavail * space.f_frsize, (available_memory() or 0) // _SPARE)
     return _TMPFS if writable and os.path.ismount(_TMPFS) and room >= size_bytes else ""
-
-
-def _available() -> int:
-    """Bytes of memory that this process could still get; 0 if that is not known."""
-    available = 0
-    for line in kernel_text(_MEMINFO).splitlines():
-        name, _, rest = line.partition(":")
-        if name == "MemAvailable":
-            available = int(rest.split()[0]) << 10
-    with contextlib.suppress(OSError, ValueError):  # "max", or no limits here
-        limit, used = (int(kernel_text(f"{_CGROUP}/memory.{name}")) for name in ("max", "current"))
-        available = min(available, limit - used)
-    return available

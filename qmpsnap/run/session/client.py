@@ -13,6 +13,7 @@ from qemu.qmp import ConnectError, Message, QMPClient, Runstate
 from qemu.qmp.events import EventListener
 from qemu.qmp.qmp_client import ExecInterruptedError, GreetingError, NegotiationError
 
+from qmpsnap.base_error import first_line
 from qmpsnap.errors import ConnectFailed
 from qmpsnap.run.log import get_logger
 from qmpsnap.run.session.change import settled
@@ -154,11 +155,6 @@ async def reach(
                 raise
             again -= 1
             _log.debug("session.out_of_turn", vm=describe(address), error=error.message)
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's text, or its type."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 async def _greeted(

@@ -19,12 +19,13 @@ from qemu.qmp.message import DeserializationError
 from qemu.qmp.protocol import StateError
 from qemu.qmp.qmp_client import BadReplyError
 
+from qmpsnap.base_error import first_line
 from qmpsnap.errors import Changed, CommandFailed, ConnectFailed, LinkLost, Malformed, TargetError
 from qmpsnap.run.current_operation import CURRENT_OPERATION
 from qmpsnap.run.lock_holders import refusal_hint
 from qmpsnap.run.log import get_logger
 from qmpsnap.run.session.change import Change, Limits, settled
-from qmpsnap.run.session.client import Tap, first_line, reach
+from qmpsnap.run.session.client import Tap, reach
 from qmpsnap.run.session.dial import Address, Peer, describe, peer_of
 from qmpsnap.run.session.event import Event, Subscriptions, read_event
 from qmpsnap.run.session.recorder import Recorder

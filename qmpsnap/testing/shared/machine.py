@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 import anyio
 
+from qmpsnap.base_error import first_line
 from qmpsnap.entry import connect
 from qmpsnap.errors import ConnectFailed, GuestFailed, InvalidTarget, LinkLost, MachineDiffers, QmpsnapError
 from qmpsnap.model.console_text import last_lines
@@ -186,8 +187,7 @@ class SharedMachine:
         if wanted is None:
             return await self._choose()
         booted = self._booted
-        is_fresh = booted is not None and not booted.used and wanted in {booted.mode, "boot", "none"}
-        if booted is not None and is_fresh and await self._answers(booted):
+        if booted is not None and wanted in {booted.mode, "boot", "none"} and await self._is_fresh(booted):
             return booted
         if booted is None or wanted == "boot" or wanted not in {"none", booted.mode}:
             return await self._boot("boot" if wanted == "none" else wanted)
@@ -206,8 +206,10 @@ class SharedMachine:
         self.account.again.append(f"{self._test}: {why}" if self._test else why)
         return await self._boot(mode)
 
-    async def _answers(self, booted: Booted) -> bool:
-        """Say whether a QEMU that has waited for a test still answers."""
+    async def _is_fresh(self, booted: Booted) -> bool:
+        """Say whether a QEMU has waited for a test since its boot or reset, and still answers."""
+        if booted.used:
+            return False
         try:
             await self._in_time(booted.vm.status())
         except _FAILURES:
@@ -397,11 +399,6 @@ class SharedMachine:
         if (booted.directory / CONSOLE_LOG).exists():
             return "it wrote nothing to its console"
         return f"its console is not known: give QEMU -serial file:{CONSOLE_LOG}"
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or its name."""
-    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _why(reasons: Mapping[str, Sequence[str]]) -> list[str]:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Final, Self
 
 import anyio
 
-from qmpsnap.testing.shared.machine import SharedMachine, first_line
+from qmpsnap.base_error import first_line
+from qmpsnap.testing.shared.machine import SharedMachine
 from qmpsnap.testing.shared.reset import Booted
 from qmpsnap.testing.shared.standing import Reset
 from qmpsnap.vm import VM
