@@ -273,7 +273,7 @@ class Rig:
         assert self._settings() == self.settings
         if self.case.runs:
             status = self.running.qmp("query-status")["status"]
-            assert status == (self.case.ends if done else "running")
+            assert status == (self.case.ends if done else "running"), status
 
     def reusable(self, *, done):
         """Whether the operation can begin on it once more: it was not done, and wrote into no layer.

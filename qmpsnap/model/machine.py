@@ -18,6 +18,9 @@ _INCOMING = "inmigrate"
 _ASLEEP = "suspended"
 _NOT_MIGRATING = frozenset({"none", "completed", "failed", "cancelled"})
 
+# The run state in which a migration ends. QEMU may say before that the migration is "completed".
+_ENDING = "finish-migrate"
+
 
 class Fingerprint(FrozenStruct, frozen=True):
     """What must be equal where VM state is loaded, and which QEMU saved it.
@@ -73,8 +76,13 @@ class Status(Struct, frozen=True):
 
     @property
     def migrating(self) -> bool:
-        """Whether a migration is running."""
-        return self.migration not in _NOT_MIGRATING
+        """Whether a migration is running, or has not left the guest in its last run state yet."""
+        return self.migration not in _NOT_MIGRATING or self.state == _ENDING
+
+    @property
+    def phase(self) -> str:
+        """How far a migration that is running has come, as QEMU calls it."""
+        return self.state if self.state == _ENDING else self.migration
 
     def to_json(self) -> dict[str, object]:
         """The same as `--json` prints it."""
@@ -163,7 +171,7 @@ class Machine(Struct, frozen=True):
 
     @property
     def migrating(self) -> bool:
-        """Whether a migration is running."""
+        """Whether a migration is running, or has not left the guest in its last run state yet."""
         return self.guest.migrating
 
 

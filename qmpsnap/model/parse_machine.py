@@ -11,8 +11,8 @@ from qmpsnap.model.machine import Device, Fingerprint, Machine, Status
 from qmpsnap.model.qapi import Reply, read
 
 MACHINE_QUERIES: tuple[tuple[str, Mapping[str, object]], ...] = (
+    ("query-migrate", {}),  # first, so that one that ends meanwhile leaves its run state to be seen
     ("query-status", {}),
-    ("query-migrate", {}),
     ("query-migrate-capabilities", {}),
     ("query-migrate-parameters", {}),
     ("query-memory-size-summary", {}),
@@ -150,8 +150,8 @@ class ObjectPropertyInfo(Reply, frozen=True):
     type: str
 
 
-def parse_status(state: object, migration: object) -> Status:
-    """Return what query-status and query-migrate say.
+def parse_status(migration: object, state: object) -> Status:
+    """Return what query-migrate and query-status say.
 
     Raises:
         Malformed: When one is not of the schema's shape.
@@ -203,7 +203,7 @@ def parse_machine(
     Raises:
         Malformed: When a reply is not of the schema's shape.
     """
-    state, moving, abilities, settings, ram, cpus, exports, plugged, anonymous, threads = replies
+    moving, state, abilities, settings, ram, cpus, exports, plugged, anonymous, threads = replies
     status = read(StatusInfo, state, "query-status")
     migration = read(MigrationInfo, moving, "query-migrate")
     capabilities = read(list[MigrationCapabilityStatus], abilities, "query-migrate-capabilities")

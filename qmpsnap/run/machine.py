@@ -71,9 +71,9 @@ async def read_machine(session: Session, graph: Graph, build: Build) -> Machine:
 
 
 async def read_status(session: Session) -> Status:
-    """Whether the machine runs, and whether it migrates. QAPI: query-status, query-migrate."""
+    """Whether the machine runs, and whether it migrates. QAPI: query-migrate, query-status."""
     try:
-        return parse_status(*await session.ask(("query-status", {}), ("query-migrate", {})))
+        return parse_status(*await session.ask(("query-migrate", {}), ("query-status", {})))
     except CommandFailed as error:
         if not is_preconfig(error):
             raise

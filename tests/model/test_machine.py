@@ -7,7 +7,7 @@ from msgspec import to_builtins
 from msgspec.structs import replace
 
 from qmpsnap.model.document import take
-from qmpsnap.model.machine import Device, Fingerprint
+from qmpsnap.model.machine import Device, Fingerprint, Status
 from qmpsnap.testing.drawing import graph
 from qmpsnap.testing.fake_machine import a_machine
 from tests.each import each
@@ -81,6 +81,13 @@ def test_fingerprint_cannot_be_changed_through_what_it_was_made_of() -> None:
 )
 def test_machine_is_migrating_until_the_migration_has_ended(migration: str, is_on: bool) -> None:
     assert a_machine(graph(), migration=migration).migrating is is_on
+
+
+def test_machine_is_migrating_until_it_has_left_the_run_state_in_which_a_migration_ends() -> None:
+    assert Status("finish-migrate", running=False, migration="completed").migrating
+    assert Status("finish-migrate", running=False, migration="completed").phase == "finish-migrate"
+    assert Status("paused", running=False, migration="active").phase == "active"
+    assert not Status("postmigrate", running=False, migration="completed").migrating
 
 
 def test_machine_waits_for_its_state_in_one_run_state_alone() -> None:

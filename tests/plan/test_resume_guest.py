@@ -58,9 +58,15 @@ def files_of(record: IntentRecord, of: Graph, *, partial: bool = True, sealed: s
 
 
 def rested(
-    record: IntentRecord, of: Graph, files: FakeFiles, *, process: str = "1:1", status: str = "running"
+    record: IntentRecord,
+    of: Graph,
+    files: FakeFiles,
+    *,
+    process: str = "1:1",
+    status: str = "running",
+    migration: str = "none",
 ) -> Plan:
-    machine = a_machine(of, process=process, running=status == "running", status=status)
+    machine = a_machine(of, process=process, running=status == "running", status=status, migration=migration)
     looked = files.look(resume.ask(of, records=(record,)))
     return resume.plan(
         record.id,
@@ -172,6 +178,22 @@ def test_resume_of_a_save_lets_the_guest_run_that_it_did_not_save(*, whole: bool
         f"/images/vm.state {'is' if whole else 'was not'} complete" + ("" if whole else REMOVED),
     )
     assert rest.steps[-1] == finish_record(record.directory, (record.id,))
+
+
+@each(
+    ("status", "migration"),
+    [("paused", "active"), ("finish-migrate", "device"), ("finish-migrate", "completed")],
+)
+def test_resume_of_a_save_that_is_being_written_awaits_its_end_and_lets_the_guest_run(
+    status: str, migration: str
+) -> None:
+    """QEMU says "completed" before the guest is in its last run state, and refuses `cont` in between."""
+    plan = planned(Save("/images/vm.state"), ONE)
+    assert plan.record is not None
+    record = replace(plan.record, directory=plan.steps[0].arguments["directory"])
+    rest = rested(record, ONE, files_of(record, ONE), status=status, migration=migration)
+    sent = [step.command for step in rest.steps if step.on == "qmp"]
+    assert sent[:3] == ["migrate_cancel", "remove-fd", "cont"]
 
 
 @pytest.mark.parametrize("status", ["running", "paused"])

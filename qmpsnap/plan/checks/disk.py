@@ -9,7 +9,7 @@ from qmpsnap.model.files import Ask
 from qmpsnap.model.graph import Disk, Graph, Layer, Node
 from qmpsnap.model.hints import LOAD_STATE, RUNS_AGAIN, command, frees, qmp
 from qmpsnap.model.job import ENDED, Job
-from qmpsnap.model.machine import Machine, Status
+from qmpsnap.model.machine import Status
 from qmpsnap.model.record import IntentRecord
 from qmpsnap.plan.checks.backups import refuse_read
 from qmpsnap.plan.scene import Scene
@@ -179,12 +179,11 @@ def refuse_migrated(status: Status) -> None:
     refuse_migrating(status)
 
 
-def refuse_migrating(machine: Machine | Status) -> None:
+def refuse_migrating(status: Status) -> None:
     """Refuse while a migration is running, whoever started it."""
-    if machine.migrating:
+    if status.migrating:
         raise Busy(
-            f"a migration is running ({machine.migration}); the destination QEMU was started on "
-            "the present files",
+            f"a migration is running ({status.phase}); the destination QEMU was started on the present files",
             node="",
             job_id="",
             hint=f"wait until it ends, or cancel it: {qmp('migrate_cancel')}",

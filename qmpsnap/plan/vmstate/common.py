@@ -38,7 +38,6 @@ _NOTHING = {
     "inmigrate": "it is itself waiting for VM state",
     FOR_A_LOAD: "a load of VM state has failed, and its memory cannot be trusted",
     "save-vm": "it is saving VM state now",
-    "finish-migrate": "a migration is about to end",
     "colo": "it is part of a COLO pair",
     "preconfig": "it is not created yet",
 }
@@ -64,7 +63,7 @@ def refuse_state(machine: Machine, *, loads: bool = False) -> None:
         machine: The machine.
         loads: Whether its memory is replaced, so that what a failed load left does not matter.
     """
-    refuse_migrating(machine)
+    refuse_migrating(machine.guest)
     if machine.status in _NOTHING and not (loads and machine.status == FOR_A_LOAD):
         raise Unsupported(
             f"the machine is in the state {machine.status}: {_NOTHING[machine.status]}",

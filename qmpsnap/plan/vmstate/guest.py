@@ -32,7 +32,6 @@ RESUME_REFUSED = {
         _SAVED,
         "to resume it here all the same: qmpsnap cont --after-migration",
     ),
-    "finish-migrate": ("a migration is about to end", "wait until it ends"),
     "save-vm": ("VM state is being saved", "wait until it ends"),
     "shutdown": (
         "the guest has shut down, and QEMU resumes it only after a reset",
@@ -70,7 +69,7 @@ def refuse_cont(status: Status, records: Iterable[IntentRecord], *, after_migrat
             raise _held(record)
     if status.migrating:
         raise Busy(
-            f"a migration is running ({status.migration})",
+            f"a migration is running ({status.phase})",
             node="",
             job_id="",
             hint=f"wait until it ends, or cancel it: {qmp('migrate_cancel')}",

@@ -35,7 +35,7 @@ def pause_of(
         refuse_cont(status, records, after_migration=False)
     except Refused as refusal:
         held = any(record.origin is not None for record in records)
-        if held or status.migrating:
+        if held or (status.migrating and status.phase != status.state):
             cause = _sentence(refusal.message)
         return Pause(status.state, cause, refusal.hint or advice)
     if status.state == IO_ERROR and failed:

@@ -64,7 +64,7 @@ def test_file_number_fits_in_what_qemu_takes() -> None:
     assert file_number("ffffffff") == 2**31 - 1
 
 
-@each("status", ["inmigrate", "restore-vm", "save-vm", "finish-migrate", "colo", "preconfig"])
+@each("status", ["inmigrate", "restore-vm", "save-vm", "colo", "preconfig"])
 def test_refuse_state_of_a_machine_that_has_none_to_be_kept(status: str) -> None:
     machine = a_machine(ONE, status=status)
     with pytest.raises(Unsupported, match=status):
@@ -72,6 +72,12 @@ def test_refuse_state_of_a_machine_that_has_none_to_be_kept(status: str) -> None
     for migrates in (True, False):
         with pytest.raises(Unsupported, match=status):
             refuse_unsavable(scene(FakeFiles(ONE), machine=machine), migrates=migrates)
+
+
+@each("migration", ["device", "completed"])
+def test_refuse_state_while_a_migration_ends(migration: str) -> None:
+    with pytest.raises(Busy, match="finish-migrate"):
+        refuse_state(a_machine(ONE, status="finish-migrate", migration=migration))
 
 
 def test_refuse_state_does_not_mind_what_a_failed_load_has_left_where_memory_is_loaded() -> None:

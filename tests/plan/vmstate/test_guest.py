@@ -17,7 +17,6 @@ STAYS = {
     "inmigrate": "qmpsnap restore FILE",
     "internal-error": "qmpsnap qmp system_reset, then qmpsnap cont",
     "postmigrate": "qmpsnap cont --after-migration",
-    "finish-migrate": "wait until it ends",
     "restore-vm": "qmpsnap jobs shows what is left",
     "save-vm": "wait until it ends",
     "shutdown": "qmpsnap qmp system_reset, then qmpsnap cont",
@@ -58,6 +57,13 @@ def test_cont_is_refused_while_a_migration_is_under_way(migration: str) -> None:
     with pytest.raises(Busy, match=migration) as refused:
         refuse_cont(Status("paused", running=False, migration=migration), (), after_migration=True)
     assert "qmpsnap qmp migrate_cancel" in refused.value.hint
+
+
+@each("migration", ["device", "completed"])
+def test_cont_is_refused_until_a_migration_has_left_the_guest_in_its_last_run_state(migration: str) -> None:
+    with pytest.raises(Busy, match="finish-migrate") as refused:
+        refuse_cont(Status("finish-migrate", running=False, migration=migration), (), after_migration=True)
+    assert "wait until it ends" in refused.value.hint
 
 
 def test_cont_is_refused_for_a_guest_that_an_operation_left_paused() -> None:
