@@ -16,14 +16,13 @@ from qmpsnap.model.files import Ask
 from qmpsnap.model.graph import Graph
 from qmpsnap.model.interrupted import FORK
 from qmpsnap.model.kept_state import KeptState
-from qmpsnap.model.machine import Machine
 from qmpsnap.model.names import digest, node_name
 from qmpsnap.model.record import Origin
 from qmpsnap.model.step import Stage, Step
 from qmpsnap.plan.chain import overlays
 from qmpsnap.plan.chain.overlays import Overlays
 from qmpsnap.plan.checks.encryption import refuse_clear_memory
-from qmpsnap.plan.commands.block import blockdev_del, open_store, snapshot_sync
+from qmpsnap.plan.commands.block import blockdev_del, flush, open_store, snapshot_sync
 from qmpsnap.plan.commands.files import create_memory, create_store, seal_memory, seal_store
 from qmpsnap.plan.commands.jobs import done_and_dismissed
 from qmpsnap.plan.commands.migration import await_closed, await_migration, migrate
@@ -33,7 +32,7 @@ from qmpsnap.plan.inside.snapshot import refuse_taken
 from qmpsnap.plan.intent import Checkpoint, Mode, Snapshot
 from qmpsnap.plan.plan import Plan
 from qmpsnap.plan.recording import recorded
-from qmpsnap.plan.scene import GuestScene, Scene
+from qmpsnap.plan.scene import GuestScene
 from qmpsnap.plan.vmstate.common import (
     Passage,
     file_number,
@@ -109,9 +108,9 @@ def plan(intent: Checkpoint, scene: GuestScene) -> Plan:
         )
     if mode == "in-place":
         state = replace(state, tag=f"qmpsnap-{new.token}")
-        stages = _in_place(intent.name, new, state, machine, scene)
+        stages = _in_place(intent.name, new, state, scene)
     else:
-        stages = _stream(intent.name, new, state, machine, passage)
+        stages = _stream(intent.name, new, state, passage, scene)
     notes = list(new.notes)
     if mode == "in-place":
         notes += revert_notes(intent.name, new.disks, machine)
@@ -160,13 +159,13 @@ def _file(intent: Checkpoint, mode: Mode | str, graph: Graph) -> str:
 
 
 def _stream(
-    name: str, new: Overlays, state: KeptState, machine: Machine, passage: Passage
+    name: str, new: Overlays, state: KeptState, passage: Passage, scene: GuestScene
 ) -> tuple[Stage, ...]:
     """A stream, for a new QEMU."""
-    background = passage.background
+    machine, background = scene.machine, passage.background
     save = migrate(passage.uri, may_stop=passage.may_stop)
     take = snapshot_sync(new.overlays)
-    pause, go_on = _around(machine)
+    pause, go_on = _around(new, scene)
     steps: tuple[Step, ...]
     kept: tuple[Step, ...] = ()
     if background:
@@ -210,12 +209,10 @@ def _stream(
     )
 
 
-def _in_place(
-    name: str, new: Overlays, state: KeptState, machine: Machine, scene: Scene
-) -> tuple[Stage, ...]:
+def _in_place(name: str, new: Overlays, state: KeptState, scene: GuestScene) -> tuple[Stage, ...]:
     """A store, for any QEMU; memory first, so that a failure of it leaves the disks as they are."""
     node = node_name(digest(new.token, "store", avoid=scene.names), owned=True)
-    pause, go_on = _around(machine)
+    pause, go_on = _around(new, scene)
     return (
         Stage(
             "create the files",
@@ -244,6 +241,13 @@ def _in_place(
     )
 
 
-def _around(machine: Machine) -> tuple[tuple[Step, ...], tuple[Step, ...]]:
-    """What lets a guest that runs stand still, and run on."""
-    return (stop(ran=machine.running),), (cont(),) if machine.running else ()
+def _around(new: Overlays, scene: GuestScene) -> tuple[tuple[Step, ...], tuple[Step, ...]]:
+    """What pauses a guest that runs, and resumes it.
+
+    `stop` flushes the disks, and the guest stands still meanwhile: so most of that is done before, where
+    there is a way.
+    """
+    if not scene.machine.running:
+        return (stop(ran=False),), ()
+    flushed = (flush(disk.active.node) for disk in new.disks) if scene.features.human_monitor else ()
+    return (*flushed, stop()), (cont(),)

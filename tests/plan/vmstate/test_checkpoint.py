@@ -17,7 +17,7 @@ from qmpsnap.plan.commands.state import stop
 from qmpsnap.plan.intent import Checkpoint, FileMode
 from qmpsnap.testing.drawing import chain, graph
 from qmpsnap.testing.fake_files import FakeFiles
-from qmpsnap.testing.fake_machine import a_machine
+from qmpsnap.testing.fake_machine import COMMANDS, a_machine
 from tests.each import each
 from tests.plan.scenes import NOW, STATE, encrypted, job, overlays_of, planned, unseen, with_layer
 
@@ -40,6 +40,7 @@ def test_checkpoint_stopped_writes_the_memory_before_the_overlays() -> None:
     assert kinds(plan) == [
         *("write-record", "create-overlay", "create-overlay", "create-memory"),
         *("await-migration", "migrate-set-capabilities", "migrate-set-parameters", "add-fd"),
+        *("human-monitor-command", "human-monitor-command"),
         *("stop", "migrate", "remove-fd", "await-migration", "transaction", "cont"),
         *("await-closed", "seal-memory", "migrate-set-parameters", "migrate-set-capabilities", "keep-moment"),
     ]
@@ -55,12 +56,32 @@ def test_checkpoint_that_may_be_plain_encrypts_its_overlays_nevertheless(mode: F
 
 def test_checkpoint_in_the_background_lets_the_guest_run_once_pages_are_written() -> None:
     plan = planned(Checkpoint("c1", "background"), TWO)
-    assert kinds(plan)[8:16] == [
+    assert kinds(plan)[10:18] == [
         *("stop", "transaction", "migrate", "await-migration", "cont", "remove-fd"),
         *("await-migration", "await-closed"),
     ]
     waits = [step.arguments["until"] for step in plan.steps if step.command == "await-migration"]
     assert waits == ["settled", "writing", "kept"]
+
+
+@each("mode", MODES)
+def test_checkpoint_flushes_each_disk_that_gets_an_overlay_right_before_the_pause(mode: FileMode) -> None:
+    plan = planned(Checkpoint("c1", mode), TWO)
+    paused = kinds(plan).index("stop")
+    assert [dict(step.arguments) for step in plan.steps[paused - 2 : paused]] == [
+        {"command-line": "qemu-io vda-s1 flush"},
+        {"command-line": "qemu-io vdb-data.raw flush"},
+    ]
+
+
+@each(("running", "commands"), [(False, COMMANDS), (True, COMMANDS - {"human-monitor-command"})])
+def test_checkpoint_flushes_nothing_where_there_is_no_pause_or_no_way(
+    commands: frozenset[str], *, running: bool
+) -> None:
+    machine = a_machine(TWO, running=running)
+    for mode in MODES:
+        plan = planned(Checkpoint("c1", mode), TWO, machine=machine, commands=commands)
+        assert "human-monitor-command" not in kinds(plan)
 
 
 @each(
@@ -87,6 +108,7 @@ def test_checkpoint_in_place_opens_its_store_for_the_save_alone() -> None:
     plan = planned(Checkpoint("c1", "in-place"), TWO)
     assert kinds(plan) == [
         *("write-record", "create-overlay", "create-overlay", "create-store", "blockdev-add"),
+        *("human-monitor-command", "human-monitor-command"),
         *("stop", "snapshot-save", "await-job", "job-dismiss", "transaction", "cont"),
         *("blockdev-del", "seal-store", "keep-moment"),
     ]
