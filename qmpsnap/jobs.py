@@ -164,8 +164,8 @@ class Jobs:
         _check(job_id, foreign=foreign)
         check_hooks(hooks)
         if parse_job_id(job_id) is None:
-            await self.get(job_id, foreign=foreign)
-            with self._target.watch(job_id) as watch:
+            with self._target.watch(job_id) as watch:  # it may end as soon as we have looked
+                await self.get(job_id, foreign=foreign)
                 return await watch.until_concluded()
         return await self._finish(job_id, hooks or Hooks())
 

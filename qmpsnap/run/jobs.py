@@ -27,6 +27,7 @@ from qmpsnap.run.session.event import Event
 
 _REASONS = {IoStatus.NOSPACE: "no space", IoStatus.FAILED: "I/O error"}
 _STILL = frozenset({JobStatus.PAUSED, JobStatus.STANDBY})
+_TURNOVER = ENDED | {JobStatus.CREATED}
 
 
 class JobMonitor:
@@ -37,10 +38,12 @@ class JobMonitor:
     Attributes:
         found: The jobs that existed when it was opened, including those that ended while no client
             was connected.
+        turnover: How many times since then a job has begun, ended or been dismissed.
     """
 
     def __init__(self, session: Session) -> None:
         self.found: tuple[Job, ...] = ()
+        self.turnover = 0
         self._session = session
         self._watches: dict[str, list[JobWatch]] = {}
         self._heard = 0  # events of jobs
@@ -89,10 +92,13 @@ class JobMonitor:
         """Record the events of a job while the block lasts.
 
         For a job that is about to be started, open it before the command is sent: the first events arrive
-        before the reply. For a job that is running or has ended, its `until_...` methods ask QEMU once.
+        before the reply. For a job that is running or has ended, its `until_...` methods ask QEMU once. What
+        another open watch of the job has recorded is known to this one: the job may have been dismissed.
         """
         watch = JobWatch(job_id, self, self._session)
         watches = self._watches.setdefault(job_id, [])
+        if watches:
+            watch.take_over(watches[0])
         watches.append(watch)
         try:
             yield watch
@@ -126,6 +132,7 @@ class JobMonitor:
             self._heard += 1
             job = heard(JobEvent, event.data)
             if job is not None:
+                self.turnover += event.name == "JOB_STATUS_CHANGE" and job.status in _TURNOVER
                 for watch in self._watches.get(job.device or job.id, ()):
                     watch.note(event, job)
 
@@ -278,6 +285,11 @@ class JobWatch:
                     self._enter(job.status, event.timestamp)
             case _:
                 pass
+
+    def take_over(self, earlier: JobWatch) -> None:
+        """Know of the job what an earlier watch has recorded (for the monitor)."""
+        self._status, self._times, self._last = earlier._status, {**earlier._times}, earlier._last
+        self._stopped, self._failed, self._error = earlier._stopped, earlier._failed, earlier._error
 
     def wake(self) -> None:
         """Let waiters check again (for the monitor)."""

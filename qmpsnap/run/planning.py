@@ -190,8 +190,8 @@ class Planning:
 
     async def _look(self, intent: Intent) -> tuple[Scene, tuple[str, ...]]:
         """What the planner has to know, and what is wrong with the machine's own files."""
-        graph = await self._target.graph()
-        jobs, features = await self._target.jobs(after_graph=True), await self._target.features()
+        graph, jobs = await self._target.graph_with_jobs()
+        features = await self._target.features()
         files = partial(self._files, intent, graph)
         if planner.works_on(intent, off=self._off) == "guest":
             machine = partial(guest_of(self._target).machine, graph)
@@ -246,8 +246,12 @@ class Planning:
         return Scene(*facts) if machine is None else GuestScene(*facts, machine=machine)
 
     async def resume(self, job_id: str) -> Plan:
-        """What is left of an operation whose client went away; see `Jobs.plan`."""
-        graph = await self._target.graph()
+        """What is left of an operation whose client went away; see `Jobs.plan`.
+
+        QEMU may carry it on meanwhile. So its job is looked at with the graph, before the run state: a job
+        that is running then is waited for, and what a job that has ended has left is all there.
+        """
+        graph, jobs = await self._target.graph_with_jobs()
         files = await self._target.look(resume.ask(graph, state_dir=self._state_dir), graph)
         records = tuple(
             record for record in files.records if isinstance(record, IntentRecord) and record.id == job_id
@@ -258,7 +262,7 @@ class Planning:
         files = await self._target.look(question, graph)
         on_guest = any(record.origin for record in records) or (forked and not self._off)
         machine = await guest_of(self._target).machine(graph) if on_guest else None
-        jobs, features = await self._target.jobs(), await self._target.features()
+        features = await self._target.features()
         return resume.plan(job_id, self._scene(graph, files, jobs, features, machine))
 
     async def interrupted(self, graph: Graph | None, *, live: bool) -> tuple[IntentRecord, ...]:

@@ -166,8 +166,8 @@ class Rollback:
         if not await self._target.relink() or any(step.unseen for step in journal.tried):
             return
         try:
-            graph = await self._target.graph()
-            alive = any(job.id == plan.job_id for job in await self._target.jobs())
+            graph, jobs = await self._target.graph_with_jobs()
+            alive = any(job.id == plan.job_id for job in jobs)
         except QmpsnapError:
             return
         held = {node.file for node in graph.nodes.values()}

@@ -23,6 +23,7 @@ from msgspec.structs import replace
 
 from qmpsnap.errors import (
     CommandFailed,
+    Malformed,
     QmpsnapError,
 )
 from qmpsnap.model.disk_renames import with_current_names
@@ -57,6 +58,7 @@ from qmpsnap.run.target import Progress, Watch
 
 _log = get_logger("qmpsnap.run")
 _ASKS = "query-"  # prefix of commands that change nothing
+_TRIES = 20
 _RELINK_LIMIT = 0.5  # seconds; a caller that waits gets its error within a second
 
 
@@ -158,6 +160,23 @@ class SessionTarget(ABC):
     @abstractmethod
     async def graph(self) -> Graph:
         """Read the block graph, now."""
+
+    async def graph_with_jobs(self) -> tuple[Graph, tuple[Job, ...]]:
+        """The block graph, and every job of any client, as of one instant.
+
+        Both are read again if a job began or ended in between: its end changes the chain, and QEMU sends the
+        event before its reply to any later command (job.c: job_state_transition).
+
+        Raises:
+            Malformed: When jobs keep ending.
+        """
+        for _ in range(_TRIES):
+            turnover = self.monitor.turnover
+            graph = await self.graph()
+            jobs = await self.jobs(after_graph=True)
+            if turnover == self.monitor.turnover:
+                return graph, jobs
+        raise Malformed("jobs kept beginning and ending while the block graph was read", hint="try again")
 
     async def features(self) -> Features:
         """What this QEMU can do; queried once per session. QAPI: query-commands."""

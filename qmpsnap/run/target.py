@@ -121,6 +121,9 @@ class Target(Protocol):
     async def graph(self) -> Graph:
         """Read the block graph, now."""
 
+    async def graph_with_jobs(self) -> tuple[Graph, tuple[Job, ...]]:
+        """Read the block graph and every job, of any client, as of one instant."""
+
     async def look(self, ask: Ask, graph: Graph) -> Files:
         """Answer what a planner asked about the file system."""
 

@@ -72,6 +72,10 @@ class UnopenedTarget:
         """
         return await in_thread(lambda: graph_of(self._read()))
 
+    async def graph_with_jobs(self) -> tuple[Graph, tuple[Job, ...]]:
+        """Images alone have no jobs."""
+        return await self.graph(), ()
+
     async def look(self, ask: Ask, graph: Graph) -> Files:
         """Answer what a planner asked about the file system."""
         (files,) = await self.look_each((ask,), graph)

@@ -141,6 +141,10 @@ class FakeTarget:
         self._raise("graph")
         return self.state
 
+    async def graph_with_jobs(self) -> tuple[Graph, tuple[Job, ...]]:
+        """The graph and the jobs as of now."""
+        return await self.graph(), await self.jobs()
+
     async def look(self, ask: Ask, graph: Graph) -> Files:  # noqa: ARG002 - of the Protocol
         """Answer the planner from the fake's files."""
         return self.files.look(ask)

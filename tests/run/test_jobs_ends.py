@@ -99,6 +99,19 @@ async def test_watch_returns_a_job_whose_end_it_saw_when_somebody_dismissed_it(s
     assert (job.status, job.offset, job.length, job.type) == (JobStatus.CONCLUDED, 8, 8, "mirror")
 
 
+async def test_watch_knows_what_an_earlier_one_saw_of_a_job_that_was_dismissed(server, jobs, monitor):
+    with monitor.watch(JOB):
+        server.emit(*turns("created", "running", "waiting", "pending"), DONE, *turns("concluded", "null"))
+        await heard(monitor)
+        with monitor.watch(JOB) as later:
+            assert (await later.until_concluded()).offset == 8
+            assert JobStatus.PENDING in later.times
+        server.emit(*turns("created", "aborting", "concluded", "null"))
+        await heard(monitor)
+        with monitor.watch(JOB) as later, pytest.raises(JobFailed, match="failed: QEMU gave no reason"):
+            await later.until_concluded()
+
+
 @pytest.mark.parametrize(
     ("end", "error"),
     [

@@ -4,6 +4,7 @@ import json
 import threading
 from contextlib import asynccontextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -22,6 +23,7 @@ from qmpsnap.errors import (
 )
 from qmpsnap.model.features import Features
 from qmpsnap.model.files import Ask, Files, OpenFile
+from qmpsnap.model.job import Job, JobStatus
 from qmpsnap.model.job_place import BlockGraph
 from qmpsnap.model.parse import GRAPH_QUERIES, GraphReplies, parse_graph
 from qmpsnap.model.step import DropLayers, Overlay, Root
@@ -65,7 +67,10 @@ from qmpsnap.run.live import LiveTarget
 from qmpsnap.run.session import connect
 from qmpsnap.testing.drawing import chain, graph
 from qmpsnap.testing.jobs import ScriptedJobs, job_turns
-from qmpsnap.testing.server import Emit, Fail, Return
+from qmpsnap.testing.server import Emit, Fail, Return, serve
+from qmpsnap.vm import VM
+from tests.each import each
+from tests.run.test_query_guard import schema
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -208,6 +213,73 @@ async def test_jobs_after_the_graph_are_asked_for_when_an_event_named_one(
     assert await found() == []
     asked = server.commands.count("query-jobs")
     assert (await found(), server.commands.count("query-jobs")) == ([], asked)
+
+
+def jobs_answered(server: QmpServer, answers: list[tuple[str, ...]]) -> None:
+    """Answer query-jobs with jobs in these states, the last of them at the end again and again.
+
+    Each answer but the first comes after the events of the states that it shows.
+    """
+    jobs, left = ScriptedJobs(server), list(answers)
+    server.answer("query-qmp-schema", Return(schema("backing-mask-protocol")))  # no job is dangerous to it
+
+    def answer(_: object) -> object:
+        states = left.pop(0) if len(left) > 1 else left[0]
+        jobs.remove(JOB)
+        for state in states:
+            jobs.put(JOB, state)
+        server.emit(*job_turns(JOB, *(states or ("null",))))
+        return jobs.jobs()
+
+    server.compute("query-jobs", answer)
+
+
+@each(
+    ("answers", "found", "read"),
+    [
+        ([("ready",), ("ready",)], ["ready"], 1),  # nothing has begun or ended
+        ([("ready",), ("concluded",), ("paused",)], ["paused"], 2),
+        ([("running",), (), ("paused",)], ["paused"], 2),
+        ([("running",), ("created",), ("running",)], ["running"], 2),
+        ([("running",), ("concluded",), ("concluded",), ("ready",)], ["ready"], 3),
+    ],
+)
+async def test_graph_is_read_again_when_a_job_began_or_ended_before_the_jobs_were(
+    answers: list[tuple[str, ...]], found: list[str], read: int
+) -> None:
+    with TemporaryDirectory() as folder:
+        async with serve(f"{folder}/qmp") as server:
+            jobs_answered(server, answers)
+            answer_graph(server, "mixed-7")
+            async with live(server) as target:
+                seen, jobs = await target.graph_with_jobs()
+                assert seen == parse_graph(GraphReplies.read(*said("mixed-7")))
+                assert [job.status for job in jobs] == found
+            assert server.commands.count("query-named-block-nodes") == read
+
+
+async def test_graph_with_jobs_is_malformed_when_jobs_keep_ending(server: QmpServer) -> None:
+    jobs_answered(server, [("running",), ("concluded",)])
+    answer_graph(server, "mixed-7")
+    async with live(server) as target:
+        with pytest.raises(Malformed, match="jobs kept beginning and ending"):
+            await target.graph_with_jobs()
+
+
+async def test_wait_for_another_clients_job_sees_it_end_right_after_it_was_found(server: QmpServer) -> None:
+    jobs = ScriptedJobs(server)
+    jobs.put("theirs", "running")
+    async with live(server) as target:
+        server.answer_once("query-jobs", Return(jobs.jobs()))
+        server.answer_once(
+            "query-block-jobs",
+            Return(jobs.block_jobs()),
+            *job_turns("theirs", "pending", "concluded", "null"),
+        )
+        jobs.remove("theirs")
+        ended = await VM(target).jobs.wait("theirs", foreign=True)
+        assert isinstance(ended, Job)
+        assert ended.status is JobStatus.CONCLUDED
 
 
 async def test_look_takes_our_files_for_qemus_when_the_process_has_them_open(

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import anyio
 import pytest
 from msgspec.structs import replace
 
-from qmpsnap.errors import Busy, Refused, StillNeeded, Unsupported
+from qmpsnap.errors import Busy, Detached, Refused, StillNeeded, Unsupported
+from qmpsnap.model.graph import InternalSnapshot
+from qmpsnap.model.job import Job, JobStatus
+from qmpsnap.model.machine import FOR_A_LOAD
+from qmpsnap.plan.commands.jobs import await_job, job_dismiss
+from qmpsnap.plan.commands.state import cont
 from qmpsnap.plan.intent import Checkpoint, Commit, Mirror, Revert, Snapshot, Stream
+from qmpsnap.run.outcome import Hooks
+from qmpsnap.testing.drawing import chain, graph
 from qmpsnap.testing.fake import FakeTarget
 from qmpsnap.testing.fake_machine import a_machine
 from tests.each import each
+from tests.plan.scenes import with_layer
 from tests.run.operations import COPY, MACHINE, vm_of
 from tests.run.states import fake_of
 
@@ -104,3 +113,55 @@ async def test_a_disk_that_is_off_is_not_changed_by_a_layer_on_which_an_image_st
         Commit("vda", invalidate=("/images/newer.qcow2",)),
     ):
         assert (await vm.plan(intent)).steps
+
+
+# -- what goes on while it is looked at ------------------------------------------------------------
+
+
+async def left(fake: FakeTarget, intent: Intent) -> str:
+    """Begin an operation whose job goes on without its client; return the job's id."""
+    detach = anyio.Event()
+    fake.hold = True
+    with pytest.raises(Detached) as caught:
+        await vm_of(fake).do(intent, Hooks(progress=lambda _: detach.set(), detach=detach))
+    return caught.value.job_id
+
+
+async def test_resume_waits_for_a_job_that_ends_while_the_files_are_looked_at() -> None:
+    fake = FakeTarget(MACHINE)
+    job_id = await left(fake, Stream("vda", "base"))
+    look = fake.look
+
+    async def look_and_end(ask: Any, graph: Any) -> Any:
+        files = await look(ask, graph)
+        fake.let_go()
+        fake._set(job_id, JobStatus.NULL)
+        return files
+
+    fake.look = look_and_end  # type: ignore[method-assign]
+    plan = await vm_of(fake).jobs.plan(job_id)
+    assert [job.id for job in await fake.jobs()] == []
+    assert (plan.vanished, plan.steps[0]) == ("", await_job(job_id, "pending"))
+
+
+async def test_resume_lets_a_guest_run_whose_load_fails_while_the_run_state_is_asked_for() -> None:
+    inside = (InternalSnapshot("1", "c1", vm_state_size=4096),)
+    fake = fake_of(graph(with_layer(chain("base <- s1*"), 0, snapshots=inside)))
+    vm = vm_of(fake)
+    begun = await vm.plan(Revert("c1", via="jobs"))
+    (load,) = (step for step in begun.steps if step.command == "snapshot-load")
+    assert begun.record is not None
+    directory = begun.steps[0].arguments["directory"]
+    fake.files.records.append(replace(begun.record, directory=directory))
+    fake.start_job(Job(load.job_id, "snapshot-load", JobStatus.RUNNING), load)
+    machine = fake.guest.machine
+
+    async def ask_and_fail(graph: Any) -> Any:
+        answer = await machine(graph)
+        fake._set(load.job_id, JobStatus.CONCLUDED, "it failed")
+        fake.guest.now = replace(fake.guest.now, status=FOR_A_LOAD, running=False)
+        return answer
+
+    fake.guest.machine = ask_and_fail  # type: ignore[method-assign]
+    plan = await vm.jobs.plan(load.job_id)
+    assert plan.resumes[-1].undo == (cont(), job_dismiss(load.job_id))
