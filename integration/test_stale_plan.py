@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -62,6 +64,7 @@ async def test_plan_is_refused_once_a_migration_has_begun(images, machine, tmp_p
         async with here.connect() as vm:
             plans = await planned(vm, here, tmp_path)
             here.qmp("migrate-set-parameters", {"max-bandwidth": 20_000})
+            os.kill(there.pid, signal.SIGSTOP)  # it reads nothing: the migration does not end
             here.qmp("migrate", uri=f"unix:{tmp_path / 'way'}")
             wait_for(lambda: here.qmp("query-migrate").get("status") == "active", "the migration")
             await refuses_all(vm, here, plans, Busy, "a migration is running")

@@ -87,11 +87,10 @@ async def test_console_logs_in():
 
 
 async def test_console_says_when_the_guest_does_not_let_the_user_in():
-    with (
-        on_a_terminal("sh", "-c", LOGIN) as console,
-        pytest.raises(GuestFailed, match=r"refused logins of 'root': \d+") as failed,
-    ):
-        await enter(console, password="wrong", limit=0.6)
+    with on_a_terminal("sh", "-c", LOGIN) as console:
+        await anyio.wait_readable(console.descriptor)
+        with pytest.raises(GuestFailed, match=r"refused logins of 'root': \d+") as failed:
+            await enter(console, password="wrong", limit=1.5)
     assert "Login incorrect\nvm login:" in failed.value.output
     assert "vm login: root\nPassword:" in failed.value.output
 
@@ -108,11 +107,10 @@ async def test_console_goes_on_where_another_client_left_in_the_middle():
 
 
 async def test_console_that_stays_silent_ends_the_wait_with_its_last_lines():
-    with (
-        on_a_terminal("sh", "-c", "echo booting; exec sleep 9") as console,
-        pytest.raises(GuestFailed, match=r"no shell on the console within 0\.3 s") as failed,
-    ):
-        await enter(console, limit=0.3)
+    with on_a_terminal("sh", "-c", "echo booting; exec sleep 9") as console:
+        await anyio.wait_readable(console.descriptor)
+        with pytest.raises(GuestFailed, match=r"no shell on the console within 0\.3 s") as failed:
+            await enter(console, limit=0.3)
     assert failed.value.output == "booting"
 
 
