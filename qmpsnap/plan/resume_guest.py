@@ -45,8 +45,10 @@ from qmpsnap.plan.recorded_steps import finish, free, removed, same_qemu, set_ba
 from qmpsnap.plan.scene import GuestScene, Scene
 from qmpsnap.plan.vmstate.common import file_number, refuse_foreign, way_of
 
-# Run states in which only our operation keeps the guest from running.
-_OURS = frozenset({"paused", "postmigrate"})
+# Run states in which only our operation keeps the guest from running, or the end of its migration, which is
+# awaited before. In any other state it has stopped by itself, even while a migration runs: at a shutdown for
+# instance, after which QEMU refuses `cont`.
+_OURS = frozenset({"paused", "postmigrate", "finish-migrate"})
 
 # Operations whose outcome has another wording than "is complete" and "was not complete".
 _ENDS = {
@@ -184,7 +186,7 @@ def _resume_guest(record: IntentRecord, scene: GuestScene) -> tuple[Step, ...]:
     if record.origin is None or not record.origin.running or not same_qemu(record, scene):
         return ()
     # Neither a cancelled nor a completed migration resumes the guest by itself.
-    halted = machine.status in _OURS or (machine.migrating and not machine.running)
+    halted = machine.status in _OURS
     # Before a disk has moved, only a load leaves the guest in this state.
     loads = record.loads and record.state is not None
     halted |= loads and machine.status == FOR_A_LOAD and ran_here(record, machine.process)

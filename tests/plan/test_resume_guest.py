@@ -196,6 +196,17 @@ def test_resume_of_a_save_that_is_being_written_awaits_its_end_and_lets_the_gues
     assert sent[:3] == ["migrate_cancel", "remove-fd", "cont"]
 
 
+@each("status", ["running", "shutdown", "guest-panicked", "io-error"])
+def test_resume_of_a_save_leaves_a_guest_alone_that_the_save_has_not_paused(status: str) -> None:
+    """A migration is running, another client's perhaps; QEMU would refuse `cont` after a shutdown."""
+    plan = planned(Save("/images/vm.state"), ONE)
+    assert plan.record is not None
+    record = replace(plan.record, directory=plan.steps[0].arguments["directory"])
+    rest = rested(record, ONE, files_of(record, ONE), status=status, migration="active")
+    assert [step.command for step in rest.steps if step.on == "qmp"][:2] == ["migrate_cancel", "remove-fd"]
+    assert cont() not in rest.steps
+
+
 @pytest.mark.parametrize("status", ["running", "paused"])
 @pytest.mark.parametrize("way", ["nothing", "partial", "whole", "recorded", "deleted", "only a link"])
 def test_resume_of_a_store_keeps_it_only_if_it_is_whole_and_leaves_the_guest_alone(
