@@ -1,4 +1,4 @@
-"""A job ends while a client looks at the machine, or right after that.
+"""Another client's job or migration ends while we look at the machine, or before we come.
 
 What is planned is planned from one instant: on the chain that the job has left.
 """
@@ -12,7 +12,7 @@ import pytest
 from integration.cases import CASES
 from integration.harness import Rig
 from integration.known_images import KIB, MIB, content, overwritten
-from integration.machines import blockdev
+from integration.machines import blockdev, wait_for
 from integration.test_kill import clients
 from qmpsnap.plan.intent import Checkpoint, Snapshot
 
@@ -87,3 +87,30 @@ async def test_wait_finishes_what_a_killed_client_left_and_another_one_ends_mean
             assert await rig.cleared(vm)
         running.check_nothing_left()
     rig.verify(done=True)
+
+
+@pytest.mark.parametrize("name", ["save", "checkpoint background"])
+async def test_wait_leaves_a_guest_where_it_is_that_was_migrated_away_after_the_client_was_killed(
+    qemu, tmp_path, name
+):
+    rig = Rig(qemu, CASES[name], tmp_path / "rig")
+    with clients() as run, rig.start() as running:
+        await rig.prepare()
+        async with running.connect() as vm:
+            plan = await vm.plan(rig.intent)
+        performed = [step.command for step in plan.steps if step.command != "await-job"]
+        assert run(running, rig, name, 2 * performed.index("stop")) == -9
+        off = [{"capability": "background-snapshot", "state": False}]
+        running.qmp("migrate-set-capabilities", capabilities=off)
+        running.qmp("migrate", uri="exec:cat > /dev/null")
+        wait_for(lambda: running.qmp("query-status")["status"] == "postmigrate", "the migration's end")
+        async with running.connect() as vm:
+            (record,) = await vm.jobs.interrupted()
+            done = await vm.jobs.wait(record.id)
+            assert "the guest stays in postmigrate" in done.notes[-1]
+            assert not await vm.jobs.interrupted()
+        assert running.qmp("query-status")["status"] == "postmigrate"
+        running.check_nothing_left()
+        assert rig._settings() == rig.settings
+        assert rig.names() == rig.before
+    rig.verify(done=False)

@@ -20,7 +20,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from qmpsnap.model.graph import Disk
-from qmpsnap.model.hints import LOAD_FAILED, command
+from qmpsnap.model.hints import LOAD_FAILED, RUNS_AGAIN, command
 from qmpsnap.model.job import ENDED
 from qmpsnap.model.kept_state import KeptState
 from qmpsnap.model.machine import FOR_A_LOAD
@@ -61,11 +61,22 @@ _ENDS = {
     ),
     "revert-prepare": ("the overlays for {name!r} are there", "the overlays for {name!r} are removed"),
 }
+_ELSEWHERE = (
+    "the guest stays in postmigrate: another client has saved its state or migrated it away meanwhile; "
+    f"{RUNS_AGAIN}"
+)
 _END = ("{op} {name!r} is complete", "{op} {name!r} was not complete; its files are removed")
 
 
 def plan(record: IntentRecord, scene: Scene) -> Plan:
     """Plan the rest, or the rollback, of the operation of that record, which has no job on a chain."""
+    rest = _rest(record, scene)
+    if isinstance(scene, GuestScene) and _migrated_away(record, scene):
+        return replace(rest, notes=(*rest.notes, _ELSEWHERE))
+    return rest
+
+
+def _rest(record: IntentRecord, scene: Scene) -> Plan:
     disks = tuple(disk for disk in record.chains if disk in scene.graph.disks)
     if has_moment(record, scene.files.records):
         return _only_finish(record, scene, _outcome(record, done=True))
@@ -186,11 +197,22 @@ def _resume_guest(record: IntentRecord, scene: GuestScene) -> tuple[Step, ...]:
     if record.origin is None or not record.origin.running or not same_qemu(record, scene):
         return ()
     # Neither a cancelled nor a completed migration resumes the guest by itself.
-    halted = machine.status in _OURS
+    halted = machine.status in _OURS and not _migrated_away(record, scene)
     # Before a disk has moved, only a load leaves the guest in this state.
     loads = record.loads and record.state is not None
     halted |= loads and machine.status == FOR_A_LOAD and ran_here(record, machine.process)
     return (cont(),) if halted else ()
+
+
+def _migrated_away(record: IntentRecord, scene: GuestScene) -> bool:
+    """Whether another client's migration has ended, and the guest may run elsewhere; not ours, to a file."""
+    ran = record.origin is not None and record.origin.running
+    if not ran or scene.machine.status != "postmigrate" or not same_qemu(record, scene):
+        return False
+    if record.state is None or record.state.mode != "stop":
+        return True
+    facts = [scene.files.files.get(file) for file in (record.state.partial, record.state.file)]
+    return not any(fact is not None and fact.size for fact in facts)
 
 
 # -- saving VM state -------------------------------------------------------------------------------

@@ -207,6 +207,26 @@ def test_resume_of_a_save_leaves_a_guest_alone_that_the_save_has_not_paused(stat
     assert cont() not in rest.steps
 
 
+@each(
+    ("mode", "partial", "resumed"),
+    [("stop", True, True), ("stop", False, False), ("background", True, False), ("in-place", True, False)],
+)
+def test_resume_leaves_a_guest_where_it_is_that_another_client_has_migrated_away(
+    mode: FileMode, *, partial: bool, resumed: bool
+) -> None:
+    """Only the migration of a checkpoint with --mode stop ends so, once it has written its file."""
+    plan = planned(Checkpoint("c1", mode), ONE)
+    assert plan.record is not None
+    record = replace(plan.record, directory=plan.steps[0].arguments["directory"])
+    files = files_of(record, ONE, partial=partial)
+    rest = rested(record, ONE, files, status="postmigrate", migration="completed")
+    assert (cont() in rest.steps) is resumed
+    assert any("the guest stays in postmigrate" in note for note in rest.notes) is not resumed
+    again = rested(record, ONE, files, status="postmigrate", migration="completed", process="2:2")
+    assert cont() not in again.steps
+    assert not any("postmigrate" in note for note in again.notes)
+
+
 @pytest.mark.parametrize("status", ["running", "paused"])
 @pytest.mark.parametrize("way", ["nothing", "partial", "whole", "recorded", "deleted", "only a link"])
 def test_resume_of_a_store_keeps_it_only_if_it_is_whole_and_leaves_the_guest_alone(
