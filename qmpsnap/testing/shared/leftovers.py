@@ -72,6 +72,9 @@ async def end_jobs(vm: VM) -> None:
                     else:
                         await vm.execute("job-cancel", {"id": job["id"]})
             await anyio.sleep(0.01)  # no event may reach us for the end of a job of another client
+        # QEMU answers migrate_cancel before the migration has ended, and sends an event only if it is set to.
+        while (await vm.status()).migrating:  # noqa: ASYNC110 - so there may be no event
+            await anyio.sleep(0.01)
 
 
 async def drop_nodes(vm: VM, known: Collection[str]) -> Graph:

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+
+import anyio
 from msgspec.structs import replace
 
 from qmpsnap.model.record import MomentRecord
 from qmpsnap.model.record_file import from_json, to_json
-from qmpsnap.testing.shared.leftovers import put_back_records, record_now
+from qmpsnap.testing.drawing import graph
+from qmpsnap.testing.fake import FakeTarget
+from qmpsnap.testing.fake_machine import a_machine
+from qmpsnap.testing.shared.leftovers import end_jobs, put_back_records, record_now
+from tests.each import each
 from tests.plan.moments import MOMENT
+from tests.run.operations import vm_of
 
 
 def written(directory, record):
@@ -43,3 +51,17 @@ def test_record_now_has_the_last_branch_alone(tmp_path):
 
 def test_record_now_is_empty_when_the_snapshot_has_no_record(tmp_path):
     assert record_now(tmp_path, "none", active=[]) == {}
+
+
+@each(("status", "migration"), [("running", "cancelling"), ("finish-migrate", "completed")])
+async def test_end_jobs_returns_once_a_migration_that_it_cancels_has_ended(
+    status: str, migration: str
+) -> None:
+    disks = graph(vda="base*")
+    fake = FakeTarget(disks, machine=a_machine(disks, status=status, migration=migration))
+    task = asyncio.create_task(end_jobs(vm_of(fake)))
+    await anyio.sleep(0.05)
+    assert not task.done()
+    assert fake.sent[0] == ("migrate_cancel", {})
+    fake.guest.now = replace(fake.guest.now, status="running", migration="cancelled")
+    await task
