@@ -14,6 +14,7 @@ from integration.harness import Rig
 from integration.known_images import KIB, MIB, content, overwritten
 from integration.machines import blockdev, wait_for
 from integration.test_kill import clients
+from qmpsnap.errors import Busy
 from qmpsnap.plan.intent import Checkpoint, Snapshot
 
 pytestmark = pytest.mark.timeout(60)
@@ -102,10 +103,15 @@ async def test_wait_leaves_a_guest_where_it_is_that_was_migrated_away_after_the_
         assert run(running, rig, name, 2 * performed.index("stop")) == -9
         off = [{"capability": "background-snapshot", "state": False}]
         running.qmp("migrate-set-capabilities", capabilities=off)
-        running.qmp("migrate", uri="exec:cat > /dev/null")
-        wait_for(lambda: running.qmp("query-status")["status"] == "postmigrate", "the migration's end")
+        go = tmp_path / "go"
+        running.qmp("migrate", uri=f"exec:until [ -e {go} ]; do sleep 0.01; done; cat > /dev/null")
+        wait_for(lambda: running.qmp("query-migrate").get("status") == "active", "the migration")
         async with running.connect() as vm:
             (record,) = await vm.jobs.interrupted()
+            with pytest.raises(Busy, match="a migration is running"):
+                await vm.jobs.wait(record.id)
+            go.touch()
+            wait_for(lambda: running.qmp("query-status")["status"] == "postmigrate", "the migration's end")
             done = await vm.jobs.wait(record.id)
             assert "the guest stays in postmigrate" in done.notes[-1]
             assert not await vm.jobs.interrupted()

@@ -27,6 +27,7 @@ from qmpsnap.model.machine import FOR_A_LOAD
 from qmpsnap.model.names import digest, is_owned_node, node_name
 from qmpsnap.model.record import IntentRecord, MomentRecord
 from qmpsnap.model.step import MoveRoot, Root, Stage, Step
+from qmpsnap.plan.checks.disk import refuse_migrating
 from qmpsnap.plan.commands.block import (
     blockdev_add,
     blockdev_del,
@@ -69,7 +70,11 @@ _END = ("{op} {name!r} is complete", "{op} {name!r} was not complete; its files 
 
 
 def plan(record: IntentRecord, scene: Scene) -> Plan:
-    """Plan the rest, or the rollback, of the operation of that record, which has no job on a chain."""
+    """Plan the rest, or the rollback, of the operation of that record, which has no job on a chain.
+
+    Raises:
+        Busy: While another client migrates the machine.
+    """
     rest = _rest(record, scene)
     if isinstance(scene, GuestScene) and _migrated_away(record, scene):
         return replace(rest, notes=(*rest.notes, _ELSEWHERE))
@@ -163,9 +168,15 @@ def _plan(
 
 
 def end_and_resume(record: IntentRecord, scene: Scene, *, resumes: bool = True) -> tuple[Step, ...]:
-    """The steps that end the job and the migration, resume the guest, and close unused nodes."""
+    """The steps that end the job and the migration, resume the guest, and close unused nodes.
+
+    Raises:
+        Busy: While another client migrates the machine.
+    """
     ends = _ends_job(record, scene)
     if isinstance(scene, GuestScene):
+        if _is_of_others(record, scene):
+            refuse_migrating(scene.machine.guest)
         ends = (*ends, *_ends_migration(record, scene), *(_resume_guest(record, scene) if resumes else ()))
     return (*ends, *map(blockdev_del, free(record, scene)))
 
@@ -204,15 +215,26 @@ def _resume_guest(record: IntentRecord, scene: GuestScene) -> tuple[Step, ...]:
     return (cont(),) if halted else ()
 
 
-def _migrated_away(record: IntentRecord, scene: GuestScene) -> bool:
-    """Whether another client's migration has ended, and the guest may run elsewhere; not ours, to a file."""
-    ran = record.origin is not None and record.origin.running
-    if not ran or scene.machine.status != "postmigrate" or not same_qemu(record, scene):
+def _is_of_others(record: IntentRecord, scene: GuestScene) -> bool:
+    """Whether the migration that is running, or was the last one, is another client's.
+
+    One of ours writes to the operation's file, and does so before QEMU calls it active.
+    """
+    state, migration = record.state, scene.machine.migration
+    if migration in {"none", "setup"} or not same_qemu(record, scene):
         return False
-    if record.state is None or record.state.mode != "stop":
+    if state is None or state.mode == "in-place" or record.loads:
         return True
-    facts = [scene.files.files.get(file) for file in (record.state.partial, record.state.file)]
+    facts = [scene.files.files.get(file) for file in (state.partial, state.file)]
     return not any(fact is not None and fact.size for fact in facts)
+
+
+def _migrated_away(record: IntentRecord, scene: GuestScene) -> bool:
+    """Whether another client's migration has ended, and the guest, which ran before, may run elsewhere."""
+    ran = record.origin is not None and record.origin.running
+    away = scene.machine.status == "postmigrate" and ran and same_qemu(record, scene)
+    background = record.state is not None and record.state.mode == "background"  # which does not end so
+    return away and (background or _is_of_others(record, scene))
 
 
 # -- saving VM state -------------------------------------------------------------------------------

@@ -249,7 +249,8 @@ class Planning:
         """What is left of an operation whose client went away; see `Jobs.plan`.
 
         QEMU may carry it on meanwhile. So its job is looked at with the graph, before the run state: a job
-        that is running then is waited for, and what a job that has ended has left is all there.
+        that is running then is waited for, and what a job that has ended has left is all there. Its files are
+        looked at last: a migration that had ended has written to its file.
         """
         graph, jobs = await self._target.graph_with_jobs()
         files = await self._target.look(resume.ask(graph, state_dir=self._state_dir), graph)
@@ -259,9 +260,9 @@ class Planning:
         question = resume.ask(graph, records=records, state_dir=self._state_dir)
         if forked := is_of_fork(job_id):
             question |= resume_fork.ask(job_id, graph, files)
-        files = await self._target.look(question, graph)
         on_guest = any(record.origin for record in records) or (forked and not self._off)
         machine = await guest_of(self._target).machine(graph) if on_guest else None
+        files = await self._target.look(question, graph)
         features = await self._target.features()
         return resume.plan(job_id, self._scene(graph, files, jobs, features, machine))
 

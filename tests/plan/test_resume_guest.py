@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import pytest
 from msgspec.structs import replace
 
+from qmpsnap.errors import Busy
 from qmpsnap.model.features import Features
 from qmpsnap.model.memory import MemoryFact, MemoryNote
 from qmpsnap.model.record import IntentRecord, Origin, moment_of
@@ -205,6 +206,31 @@ def test_resume_of_a_save_leaves_a_guest_alone_that_the_save_has_not_paused(stat
     rest = rested(record, ONE, files_of(record, ONE), status=status, migration="active")
     assert [step.command for step in rest.steps if step.on == "qmp"][:2] == ["migrate_cancel", "remove-fd"]
     assert cont() not in rest.steps
+
+
+@each(
+    ("mode", "partial", "migration", "waits"),
+    [
+        ("stop", True, "active", False),
+        ("stop", False, "setup", False),
+        ("stop", False, "active", True),
+        ("background", False, "cancelling", True),
+        ("in-place", True, "active", True),
+    ],
+)
+def test_resume_waits_for_the_end_of_another_clients_migration(
+    mode: FileMode, migration: str, *, partial: bool, waits: bool
+) -> None:
+    """One of ours writes to the file of the checkpoint."""
+    plan = planned(Checkpoint("c1", mode), ONE)
+    assert plan.record is not None
+    record = replace(plan.record, directory=plan.steps[0].arguments["directory"])
+    files = files_of(record, ONE, partial=partial)
+    if waits:
+        with pytest.raises(Busy, match="a migration is running"):
+            rested(record, ONE, files, migration=migration)
+    else:
+        assert rested(record, ONE, files, migration=migration).steps[0].command == "migrate_cancel"
 
 
 @each(
