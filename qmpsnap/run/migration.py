@@ -223,11 +223,11 @@ class Migrations:
 
     async def _until_writing(self) -> None:
         """Wait until the first page of memory is written; no event tells."""
-        limit = time.monotonic() + _MOMENT
+        changed, limit = self._changed, time.monotonic() + _MOMENT
         while not _writes(now := await self._look()):
             if now.status == "setup" and time.monotonic() > limit:
                 raise _stuck("QEMU does not start to write the memory", now.status)
-            await self._next(self._changed, _LOOK)
+            changed = await self._next(changed, _LOOK)
 
     async def _until_state(self, there: Callable[[str], bool]) -> None:
         """Wait until the run state is as wanted; it follows `completed` at once, without an event."""

@@ -248,6 +248,17 @@ async def test_writing_waits_for_pages_of_memory(server: QmpServer, last: object
     assert server.commands.count("query-migrate") == 3
 
 
+async def test_writing_misses_no_event_that_comes_together_with_an_answer(
+    server: QmpServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(migration, "_LOOK", NEVER)
+    setup = (Return(status("setup")), Emit("MIGRATION", status("active")))
+    looks(server, *[setup] * 3, ACTIVE)
+    async with migrations(server) as moving:
+        with anyio.fail_after(SOON):
+            await perform(moving, await_migration("writing"))
+
+
 async def test_saved_waits_until_qemu_takes_a_cont(server: QmpServer) -> None:
     looks(server, ACTIVE, status("completed"))
     says(server, "finish-migrate", "finish-migrate", "postmigrate")
