@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import time
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 
 import anyio
 import pytest
+from anyio.abc import ByteStream
 
 import qmpsnap
 from integration.known_images import QEMUS
@@ -73,6 +75,58 @@ async def use(shell, place, kind: str, size: int) -> None:
         await shell.write_file(inside, b"")
     await shell.write_file(inside, b"new", replace=True)
     assert await shell.read_file(inside) == b"new"
+    full = f"/tmp/full-{kind}"
+    await shell.run(f"mkdir {full} && mount -t tmpfs -o size=16k tmpfs {full} && echo old > {full}/x")
+    with pytest.raises(
+        GuestFailed, match=r"No space left on device; .* is as it was, and no part of the copy"
+    ):
+        await shell.write_file(f"{full}/x", bytes(size), replace=True)
+    assert await shell.run(f"cat {full}/*; umount {full}") == "old"
+
+
+class HalfPort(ByteStream):
+    """A port that takes so many bytes, and then no more until that is changed."""
+
+    def __init__(self, port, takes: int) -> None:
+        self._port, self.takes = port, takes
+        self.full = anyio.Event()
+
+    async def send(self, item: bytes) -> None:
+        if len(item) > self.takes:
+            self.full.set()
+            await anyio.sleep_forever()
+        self.takes -= len(item)
+        await self._port.send(item)
+
+    async def send_eof(self) -> None:
+        raise NotImplementedError
+
+    async def receive(self, max_bytes: int = 65536) -> bytes:
+        return await self._port.receive(max_bytes)
+
+    async def aclose(self) -> None:
+        raise NotImplementedError
+
+
+async def copy_is_cut_by_a_cancel_and_by_a_revert(vm, monkeypatch) -> None:
+    """The port answers after a copy that was cancelled, and after a revert into the middle of a copy."""
+    port = HalfPort(vm.port(PORT_NAME), 600_000)
+    guest = Guest(port, vm=vm)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(guest.write_file, "/tmp/cut", bytes(range(256)) * 8000)
+        with anyio.fail_after(60):
+            await port.full.wait()
+        await anyio.sleep(0.5)  # for the guest to read what it was sent
+        await vm.checkpoint("cut", mode="in-place")
+        tasks.cancel_scope.cancel()
+    port.takes = 10**9
+    with monkeypatch.context() as patch:
+        patch.setattr(guests, "_SILENCE_S", math.inf)  # the next call knows what the guest waits for
+        assert await guest.run("echo next") == "next"
+    await vm.revert("cut")
+    assert await guest.quick("echo reverted") == "reverted"
+    await guest.write_file("/tmp/whole", bytes(range(256)) * 8000)
+    await guest.run("cd /tmp; rm cut.*.partial whole")
 
 
 async def stale(guest) -> tuple[str, int]:
@@ -154,9 +208,10 @@ async def test_each_way_into_a_guest_does_the_same_and_stale_guests_are_woken(qe
         await guest.run(CONSOLE_SHELL)
         for kind in ways(qemu):
             async with way(kind, vm, guest) as shell:
-                await use(shell, tmp_path, kind, 5_000 if kind == "console" else 100_000)
+                await use(shell, tmp_path, kind, 50_000 if kind == "console" else 1_200_000)
 
         if qemu == QEMUS[0]:
+            await copy_is_cut_by_a_cancel_and_by_a_revert(vm, monkeypatch)
             await frozen_guest_is_thawed(vm, guest, tmp_path)
         await guest.run("date -s @946684800; head -c 1 /dev/urandom > /dev/null")
         await vm.checkpoint("old", mode="in-place")

@@ -25,6 +25,7 @@ __all__ = ["PORT_NAME", "AgentShell", "open_agent"]
 
 PORT_NAME: Final = "org.qemu.guest_agent.0"
 _GRACE_S: Final = 15.0
+_SLOWEST: Final = 32 * 1024  # bytes/s: an agent parses JSON byte by byte
 _POLLS_S: Final = (
     0.01,
     0.02,
@@ -34,7 +35,7 @@ _POLLS_S: Final = (
 # $1: limit, $2: bytes, $3: script. What the agent itself collects it cuts at 16 MiB.
 _WRAPPER: Final = f"""{KILL_ALL}
 file=$(mktemp 2> /dev/null || mktemp -p /run 2> /dev/null || mktemp -p /dev/shm) || exit 126
-QMPSNAP_RUN=$file timeout -s KILL "$1" sh -c "$3" > "$file" 2>&1 < /dev/null
+QMPSNAP_RUN=$file timeout -s KILL "$1" sh -c "$3" > "$file" 2>&1
 status=$?
 [ $status != 137 ] || kill_all "$file"
 head -c "$2" "$file"
@@ -58,23 +59,26 @@ class AgentShell(Shell):
         self._witness = Witness(vm, port_id=port_id)
         self._lock = anyio.Lock()
 
-    async def execute(self, script: str, *, limit: float = 30.0, most: int = MIB) -> Ran:
+    async def execute(self, script: str, *, limit: float = 30.0, most: int = MIB, stdin: bytes = b"") -> Ran:
         """Run a shell script as `Shell.execute` says, as the user of the agent, usually root.
 
         The agent runs several at once: what a cancelled call has left running goes on beside the next.
 
         QGA: guest-exec, guest-exec-status.
         """
-        check_script(script)
+        check_script(script, stdin)
         seconds = whole_seconds(limit)
         words = ["-c", _WRAPPER, "sh", str(seconds), str(most + 1), script]
         arguments = {"path": "/bin/sh", "arg": words, "capture-output": True}
-        patience = seconds + _GRACE_S
+        if stdin:
+            arguments["input-data"] = base64.b64encode(stdin).decode()
+        start_limit = 2 * _GRACE_S + len(stdin) / _SLOWEST
+        patience = seconds + start_limit
         async with self._lock:
             with self._witness.watch(script):
                 try:
                     with anyio.fail_after(patience):
-                        started = await self.ask("guest-exec", arguments)
+                        started = await self.ask("guest-exec", arguments, limit=start_limit)
                         ended = await self._wait(_number(started, "pid"))
                 except TimeoutError as error:
                     message = f"the guest did not finish {shorten(script)!r} within {patience:g} s"
@@ -84,14 +88,16 @@ class AgentShell(Shell):
         output = _decode(ended.get("out-data", ""))
         return Ran(status, output[:most], cut=len(output) > most)
 
-    async def ask(self, command: str, arguments: Mapping[str, object] | None = None) -> Mapping[str, object]:
-        """Send the agent a command that returns an object.
+    async def ask(
+        self, command: str, arguments: Mapping[str, object] | None = None, *, limit: float = 30.0
+    ) -> Mapping[str, object]:
+        """Send the agent a command that returns an object; it may take `limit` seconds.
 
         Raises:
             GuestFailed: When the agent refuses it, does not answer, or returns something else.
         """
         try:
-            answer = await self.agent.execute(command, arguments)
+            answer = await self.agent.execute(command, arguments, limit=limit)
         except CommandFailed as error:
             raise GuestFailed(error.message, script=command) from error
         if not isinstance(answer, dict):

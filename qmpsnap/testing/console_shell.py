@@ -3,17 +3,20 @@
 A console echoes what is typed, mixes the output with prompts and kernel messages, and cuts lines at 4095
 bytes. So a small loop is started in the login shell, without echo and without a prompt: it reads scripts as
 base64, writes their output to a file, and sends that in parts, each with a checksum. If a kernel message
-damages a part, the part is requested again.
+damages a part, the part is requested again. Data is compressed if the guest has gzip: a serial port needs an
+interrupt for every few bytes.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
+import gzip
 import hashlib
 import os
 import re
 import secrets
+import zlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Final
@@ -37,6 +40,9 @@ _GRACE_S: Final = 15.0
 _QUIET_S: Final = 0.6
 _TYPED: Final = 500  # some shells take 1023 characters in a line that is typed
 _READY: Final = "qmpsnap: ready"
+_WIDTH: Final = 1000  # of lines of base64; a console takes 4095
+_SLOWEST: Final = 2 * 1024  # bytes/s
+_PACKED: Final = "gzip"
 _LOGIN: Final = re.compile(r"login: ?$")
 _PASSWORD: Final = re.compile(r"[Pp]assword: ?$")
 _PROMPT: Final = re.compile(r"[#$%>] ?$")
@@ -44,27 +50,36 @@ _PROMPT: Final = re.compile(r"[#$%>] ?$")
 # An empty line ends a line that an earlier client has typed in part, and is answered.
 _LOOP: Final = (
     r"""KILL_ALL
-file= last=
+file= input= last= pack=cat
+[ "$(echo packed | gzip -c 2> /dev/null | gzip -dc 2> /dev/null)" != packed ] || pack=PACKED
 part() {
-    echo "$1 part $(dd if="$file" bs=PART skip=$2 count=1 2> /dev/null | sha256sum)"
-    dd if="$file" bs=PART skip=$2 count=1 2> /dev/null | base64
+    echo "$1 part $pack $(dd if="$file" bs=PART skip=$2 count=1 2> /dev/null | sha256sum)"
+    dd if="$file" bs=PART skip=$2 count=1 2> /dev/null | $pack | base64
     echo "$1 over"
 }
-while read -r word id limit most length; do
+text() { while IFS= read -r line && [ -n "$line" ]; do echo "$line"; done; }
+new() { mktemp 2> /dev/null || mktemp -p /run 2> /dev/null || mktemp -p /dev/shm; }
+while read -r word id limit most length from; do
     case $word in
-        '') echo; echo "READY" ;;
+        '') echo; echo "READY $pack" ;;
         again) echo; echo "$last" ;;
         part) part "$id" "$limit" ;;
         bye) break ;;
+        stdin)
+            [ -e "$input" ] || input=$(new)
+            [ "$limit" = more ] || : > "$input"
+            text | base64 -d | if [ $pack = PACKED ]; then gzip -dc; else cat; fi >> "$input"
+            last="$id stdin $(wc -c < "$input")"
+            echo; echo "$last"
+            ;;
         run)
-            text=
-            while IFS= read -r line && [ -n "$line" ]; do text=$text$line; done
+            text=$(text)
             [ "${#text}" = "$length" ] || { echo "$id broken"; continue; }
             rm -f "$file"
-            file=$(mktemp 2> /dev/null || mktemp -p /run 2> /dev/null || mktemp -p /dev/shm) ||
-                { echo "$id nowhere"; continue; }
+            file=$(new) || { echo "$id nowhere"; continue; }
             script=$(echo "$text" | base64 -d)
-            QMPSNAP_RUN=$id timeout -s KILL "$limit" sh -c "$script" > "$file" 2>&1 < /dev/null
+            [ "$from" = stdin ] && from=$input || from=/dev/null
+            QMPSNAP_RUN=$id timeout -s KILL "$limit" sh -c "$script" > "$file" 2>&1 < "$from"
             status=$?
             [ $status != 137 ] || kill_all "$id"
             last="$id ended $status $(head -c "$most" "$file" | wc -c)"
@@ -72,15 +87,18 @@ while read -r word id limit most length; do
             part "$id" 0 ;;
     esac
 done
-rm -f "$file"
+rm -f "$file" "$input"
 """.replace("KILL_ALL", KILL_ALL)
     .replace("PART", str(_PART_BYTES))
     .replace("READY", _READY)
+    .replace("PACKED", _PACKED)
 )
 
 
 class ConsoleShell(Shell):
     """A shell on a console; created by `open_console`."""
+
+    _piece_bytes = _PART_BYTES
 
     def __init__(self, stream: ByteStream, vm: VM | None) -> None:
         self._screen = _Screen(stream)
@@ -88,14 +106,19 @@ class ConsoleShell(Shell):
         self._lock = anyio.Lock()
         self._refused = 0
         self._prompt = ""
+        self._packs = False
 
-    async def execute(self, script: str, *, limit: float = 30.0, most: int = MIB) -> Ran:
+    async def execute(self, script: str, *, limit: float = 30.0, most: int = MIB, stdin: bytes = b"") -> Ran:
         """Run a shell script as `Shell.execute` says, as the user who is logged in."""
-        check_script(script)
+        check_script(script, stdin)
         async with self._lock:
             with self._witness.watch(script):
                 try:
-                    return await self._execute(script, limit=whole_seconds(limit), most=most)
+                    if stdin:
+                        await self._put(stdin)
+                    return await self._execute(
+                        script, limit=whole_seconds(limit), most=most, source="stdin" if stdin else ""
+                    )
                 except TimeoutError as error:
                     message = f"the console did not answer {shorten(script)!r} within {limit + _GRACE_S:g} s"
                     raise await self._witness.explain(message, script) from error
@@ -129,7 +152,8 @@ class ConsoleShell(Shell):
         while True:
             text = without_codes(await self._screen.until_quiet(_QUIET_S))
             lines = text.splitlines() or [""]
-            if _READY in lines[-3:]:
+            if ready := {f"{_READY} cat", f"{_READY} {_PACKED}"}.intersection(lines[-3:]):
+                self._packs = f"{_READY} {_PACKED}" in ready
                 return
             self._refused += user_sent and "incorrect" in text
             if _LOGIN.search(lines[-1]):
@@ -155,23 +179,44 @@ class ConsoleShell(Shell):
             await self._screen.until_quiet(_QUIET_S / 2)
         await self._screen.type("\n")
 
-    async def _execute(self, script: str, *, limit: int, most: int) -> Ran:
+    async def _put(self, data: bytes) -> None:
+        """Send what a script reads, in parts: a guest that does not read as fast loses what it gets."""
+        for _ in range(_TRIES):
+            have = 0
+            for at in range(0, len(data), _PART_BYTES):
+                part = data[at : at + _PART_BYTES]
+                text = _lines(gzip.compress(part, mtime=0) if self._packs else part)
+                token = secrets.token_hex(4)
+                await self._screen.type(f"stdin {token} {'more' if at else 'new'}\n{text}\n")
+                answer = await self._answer_to(token, limit=len(text) / _SLOWEST)
+                have = int(answer[1]) if answer[:1] == ["stdin"] and answer[1:] else have
+                if have != at + len(part):
+                    break
+            else:
+                return
+        message = f"the guest has received {have} of {len(data)} bytes: is its /tmp full?"
+        raise GuestFailed(message, script="")
+
+    async def _execute(self, script: str, *, limit: int, most: int, source: str) -> Ran:
         token = secrets.token_hex(4)
-        text = base64.encodebytes(script.encode()).decode()
-        length = len(text) - text.count("\n")
-        await self._screen.type(f"run {token} {limit} {most + 1} {length}\n{text}\n")
-        answer: list[str] = []
-        with anyio.move_on_after(limit + _GRACE_S / 3):
-            answer = await self._answer(token)
-        if not answer:  # a kernel message may have cut it in two
-            await self._screen.type("again\n")
-            with anyio.fail_after(_GRACE_S * 2 / 3):
-                answer = await self._answer(token)
+        text = _lines(script.encode())
+        length = len(text.removesuffix("\n"))
+        await self._screen.type(f"run {token} {limit} {most + 1} {length} {source}\n{text}\n")
+        answer = await self._answer_to(token, limit=limit)
         if answer[0] != "ended":
             raise GuestFailed(f"the guest's shell cannot take the script: {answer[0]}", script=script)
         status, size = int(answer[1]), int(answer[2])
         output = b"".join([await self._part(token, number) for number in range(-(-size // _PART_BYTES))])
         return Ran(status, output[:most], cut=size > most)
+
+    async def _answer_to(self, token: str, *, limit: float) -> list[str]:
+        """Return the words that follow a token; request them again if they do not come."""
+        with anyio.move_on_after(limit + _GRACE_S / 3):
+            return await self._answer(token)
+        # A kernel message may have cut the line in two.
+        await self._screen.type("again\n")
+        with anyio.fail_after(_GRACE_S * 2 / 3):
+            return await self._answer(token)
 
     async def _answer(self, token: str) -> list[str]:
         """Return the words of the line that begins with a token."""
@@ -202,9 +247,17 @@ class ConsoleShell(Shell):
             encoded.append(line)
         try:
             data = base64.b64decode("".join(encoded), validate=True)
-        except binascii.Error:
+            if words[1:2] == [_PACKED]:
+                data = zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(data, _PART_BYTES)
+        except (binascii.Error, zlib.error):
             return None
-        return data if words[1:2] == [hashlib.sha256(data).hexdigest()] else None
+        return data if words[2:3] == [hashlib.sha256(data).hexdigest()] else None
+
+
+def _lines(data: bytes) -> str:
+    """Return bytes as lines of base64."""
+    text = base64.b64encode(data).decode()
+    return "".join(f"{text[at : at + _WIDTH]}\n" for at in range(0, len(text), _WIDTH))
 
 
 class _Ended(Exception):
@@ -216,6 +269,7 @@ class _Screen:
 
     def __init__(self, stream: ByteStream) -> None:
         self._stream = stream
+        self._cut = False
         self._tail = bytearray()
         self._new = bytearray()
 
@@ -225,9 +279,11 @@ class _Screen:
         return self._tail.decode(errors="replace")
 
     async def type(self, text: str) -> None:
-        """Type a text."""
+        """Type a text; if an earlier one was cut short, its line, and what the loop reads, end first."""
+        text, self._cut = f"\n\n{text}" if self._cut else text, True
         try:
             await self._stream.send(text.encode())
+            self._cut = False
         except (anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
             raise _Ended("the console was closed, as by the end of QEMU") from error
 

@@ -37,6 +37,12 @@ _EOT: Final = "\x04"
 _BOOT_ID: Final = "read -r id < /proc/sys/kernel/random/boot_id && echo $id"
 # On top of the guest's own limit: a stopped machine and a slow host take time, too.
 _GRACE_S: Final = 15.0
+_SILENCE_S: Final = 4.0
+_BLOCK: Final = 16 * 1024
+# Where the guest keeps what a script reads. The limit is for a guest that was reverted to a moment in which
+# it waited for more: nobody sends that.
+_STDIN: Final = "/tmp/.stdin"  # noqa: S108 - in the guest, which has one user
+_STDIN_LIMIT_S: Final = 10
 
 
 class Guest(Shell):
@@ -55,19 +61,35 @@ class Guest(Shell):
         self._witness = Witness(vm, console)
         self._received = bytearray()
         self._lock = anyio.Lock()
+        self._stdin_lock = anyio.Lock()
+        self._owed = 0
 
-    async def execute(self, script: str, *, limit: float = 30.0, most: int = MIB) -> Ran:
+    async def execute(self, script: str, *, limit: float = 30.0, most: int = MIB, stdin: bytes = b"") -> Ran:
         """Run a shell script as `Shell.execute` says; the shell is busybox's."""
-        check_script(script)
+        check_script(script, stdin)
         seconds = whole_seconds(limit)
-        return await self._ask(script, limit=seconds, most=most, patience=limit + _GRACE_S)
+        if not stdin:
+            return await self._ask(script, limit=seconds, most=most, patience=limit + _GRACE_S)
+        async with self._stdin_lock:
+            await self._put(stdin)
+            with_stdin = f"exec < {_STDIN}; rm {_STDIN}\n{script}"
+            return await self._ask(with_stdin, limit=seconds, most=most, patience=limit + _GRACE_S)
+
+    async def _put(self, data: bytes) -> None:
+        """Write bytes into a file of the guest, which reads them from the port as they are."""
+        # It reads all of them before it writes, so none is left in the port when the file cannot be written.
+        read = f"dd bs={len(data)} count=1 iflag=fullblock status=none"
+        script = f"timeout -s KILL {_STDIN_LIMIT_S} {read} <&3 > {_STDIN}"
+        ran = await self._ask(script, limit=0, patience=_STDIN_LIMIT_S + 2 * _GRACE_S, raw=data)
+        output_of(script, ran)
 
     async def quick(self, script: str) -> str:
         """Run a script of a few builtins that prints one line; 3 ms under TCG, where `run` takes 11.
 
         It has no time limit in the guest: a script that does not end blocks the guest's agent.
         """
-        return output_of(script, await self._ask(script, limit=0, patience=_GRACE_S)).decode()
+        patience = _GRACE_S + _STDIN_LIMIT_S  # if it was reverted to where it waits for that
+        return output_of(script, await self._ask(script, limit=0, patience=patience)).decode()
 
     async def reseed(self, *, clock: bool = False) -> None:
         """Seed the random number generator, and set the clock, as `Shell.reseed` says; some 50 ms under TCG.
@@ -181,7 +203,14 @@ class Guest(Shell):
         raise AssertionError  # the watch raises when it ends the wait
 
     async def _ask(
-        self, script: str, *, limit: int, patience: float, most: int = MIB, wanted: str = ""
+        self,
+        script: str,
+        *,
+        limit: int,
+        patience: float,
+        most: int = MIB,
+        wanted: str = "",
+        raw: bytes = b"",
     ) -> Ran:
         """Run a script in the guest, until it has ended, or the guest has.
 
@@ -191,12 +220,15 @@ class Guest(Shell):
             patience: Seconds until it must be answered.
             most: Largest size of its output, in bytes.
             wanted: Name of an event that is as good as an answer; "": none.
+            raw: What the script itself reads from the port: exactly so many bytes.
         """
         with self._witness.watch(script, wanted=wanted):
-            return await self._exchange(script, limit=limit, patience=patience, most=most)
+            return await self._exchange(script, limit=limit, patience=patience, most=most, raw=raw)
         return Ran(0, b"")  # by the wanted event
 
-    async def _exchange(self, script: str, *, limit: int, patience: float, most: int = MIB) -> Ran:
+    async def _exchange(
+        self, script: str, *, limit: int, patience: float, most: int = MIB, raw: bytes = b""
+    ) -> Ran:
         text = script.strip(" ")
         token = secrets.token_hex(4)
         # A byte more than what is asked for tells whether there is more.
@@ -204,20 +236,49 @@ class Guest(Shell):
         async with self._lock:
             try:
                 with anyio.fail_after(patience):
-                    await self._stream.send(request.encode())
-                    status, output = await self._answer(token, script)
+                    answer = None
+                    while answer is None:
+                        await self._send(request.encode(), raw)
+                        answer = await self._answer(token, script)
             except TimeoutError as error:
                 message = f"the guest did not answer {shorten(script)!r} within {patience:g} s"
                 raise await self._witness.explain(message, script) from error
             except (anyio.EndOfStream, anyio.BrokenResourceError) as error:
                 message = "the guest's port was closed, as by the end of QEMU"
                 raise await self._witness.explain(message, script) from error
+        status, output = answer
         return Ran(status, output[:most], cut=len(output) > most)
 
-    async def _answer(self, token: str, script: str) -> tuple[int, bytes]:
-        """Read the answer of that token, past what is left of earlier ones."""
+    async def _send(self, request: bytes, raw: bytes) -> None:
+        """Send a request, and what its script reads from the port."""
+        # The script of a cancelled call waits for at most so many bytes more; what it does not read, the
+        # agent skips until the next request.
+        await self._stream.send(bytes(self._owed))
+        self._owed = len(raw)
+        await self._stream.send(request)
+        for at in range(0, len(raw), _BLOCK):
+            await self._stream.send(raw[at : at + _BLOCK])
+            self._owed -= len(raw[at : at + _BLOCK])
+
+    async def _answer(self, token: str, script: str) -> tuple[int, bytes] | None:
+        """Read the answer of that token, past what is left of earlier ones; None: the request was lost.
+
+        So it is when the guest was reverted to a moment in which it read raw bytes. As the agent takes its
+        requests one after the other, it is lost if a later one is answered first.
+        """
         encoded: list[str] | None = None
-        while not (line := await self._line()).startswith(token) or line == f"{token} begin":
+        probe, may_be_lost = secrets.token_hex(4), True
+        while True:
+            with anyio.move_on_after(_SILENCE_S if may_be_lost else math.inf) as silence:
+                line = await self._line()
+            if silence.cancelled_caught:
+                await self._stream.send(f"{_EOT}{probe} 0 1 1 :{_EOT}".encode())
+                continue
+            if line.startswith(token) and line != f"{token} begin":
+                break
+            if may_be_lost and line.startswith(probe):
+                return None
+            may_be_lost = may_be_lost and encoded is None and line not in {STARTED, f"{token} begin"}
             if line == STARTED and encoded is not None:
                 raise GuestFailed(
                     f"the guest's agent was killed, and has started again, during {shorten(script)!r}",

@@ -18,11 +18,10 @@ import stat
 import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import ClassVar, Final
 
 from qmpsnap.errors import GuestFailed, InvalidTarget, TargetExists
 from qmpsnap.model import arguments
@@ -35,10 +34,10 @@ __all__ = ["Ran", "Shell"]
 MIB: Final = 1 << 20
 KILLED: Final = 128 + 9
 _SIGNALS: Final = {128 + each: each.name for each in signal.Signals}
-# A script is an argument of the guest's shell, and Linux allows 128 KiB for each; base64 adds a third.
-_CHUNK_BYTES: Final = 64 * 1024
+# A script is an argument of the guest's shell, and Linux allows 128 KiB for each.
 _SCRIPT_BYTES: Final = 100 * 1024
-_CHUNK_LIMIT_S: Final = 60.0
+_PIECE_LIMIT_S: Final = 60.0
+_SLOWEST: Final = 64 * 1024
 # mktemp's directory may be mounted noexec; status 126 says so.
 _RESEED: Final = """\
 status=126
@@ -73,12 +72,14 @@ class Ran:
 class Shell(ABC):
     """A guest's shell; scripts run one after the other, each in a shell of its own."""
 
+    _piece_bytes: ClassVar[int] = MIB  # of a file that is copied, by one script
+
     @abstractmethod
-    async def execute(self, script: str, *, limit: float = 30.0, most: int = MIB) -> Ran:
+    async def execute(self, script: str, *, limit: float = 30.0, most: int = MIB, stdin: bytes = b"") -> Ran:
         """Run a shell script in the guest, and return how it ended, whatever its status is.
 
-        stdin is empty. A cancelled call leaves the script running; the next call waits for its end, except
-        with an `AgentShell`.
+        A cancelled call leaves the script running; the next call waits for its end, except with an
+        `AgentShell`.
 
         Args:
             script: For the guest's sh; at most 100 KiB, without NUL and EOT.
@@ -86,28 +87,33 @@ class Shell(ABC):
                 processes that it has started. What it leaves running when it ends by itself is not killed.
             most: Bytes of its output that are returned, at most 8 MiB. In the guest, all of the output is
                 first written to a temporary file.
+            stdin: What it can read there, at most 1 MiB; it starts when the guest has all of it.
 
         Raises:
             GuestFailed: When the guest does not answer, or cannot run it.
         """
 
-    async def run(self, script: str, *, limit: float = 30.0) -> str:
+    async def run(self, script: str, *, limit: float = 30.0, stdin: bytes = b"") -> str:
         """Run a shell script in the guest, and return its output without the newline at the end.
 
         Args:
             script: See `execute`.
             limit: See `execute`.
+            stdin: See `execute`.
 
         Raises:
             GuestFailed: When its status is not 0, when it printed more than 1 MiB, or when the guest does not
                 answer.
         """
-        return (await self.run_bytes(script, limit=limit)).decode(errors="replace").removesuffix("\n")
+        output = await self.run_bytes(script, limit=limit, stdin=stdin)
+        return output.decode(errors="replace").removesuffix("\n")
 
-    async def run_bytes(self, script: str, *, limit: float = 30.0, most: int = MIB) -> bytes:
+    async def run_bytes(
+        self, script: str, *, limit: float = 30.0, most: int = MIB, stdin: bytes = b""
+    ) -> bytes:
         """Run a shell script as `run` does, and return its output unchanged, as bytes."""
         started = time.monotonic()
-        ran = await self.execute(script, limit=limit, most=most)
+        ran = await self.execute(script, limit=limit, most=most, stdin=stdin)
         return output_of(script, ran, at_limit=time.monotonic() - started >= limit)
 
     async def set_clock(self) -> None:
@@ -165,24 +171,22 @@ class Shell(ABC):
             free = f"if [ -e {name} ] || [ -L {name} ]; then echo it exists; exit 1; fi\n"
         await self.run(f"{free}umask 077 && : > {unfinished}")
         try:
-            for at in range(0, len(data), _CHUNK_BYTES):
-                part = data[at : at + _CHUNK_BYTES]
+            for at in range(0, len(data), self._piece_bytes):
                 await self.run(
-                    f"base64 -d >> {unfinished} <<'E'\n{base64.encodebytes(part).decode()}E\n"
-                    # busybox's base64 ends with 0 on a full disk, too
-                    f"[ $({_size(unfinished)}) = {at + len(part)} ] || {{ echo the disk is full; exit 1; }}",
-                    limit=_CHUNK_LIMIT_S,
+                    f"cat >> {unfinished}", limit=_PIECE_LIMIT_S, stdin=data[at : at + self._piece_bytes]
                 )
             await self.run(
                 f"set -- $(sha256sum < {unfinished})\n"
                 f'[ "$1" = {hashlib.sha256(data).hexdigest()} ] || {{ echo not written as sent; exit 1; }}\n'
                 f"{free}chmod {mode:o} {unfinished} && sync && mv -f {unfinished} {name}",
-                limit=_CHUNK_LIMIT_S,
+                limit=_limit(len(data)),
             )
-        except GuestFailed:
-            with suppress(GuestFailed):
+        except GuestFailed as error:
+            try:
                 await self.run(f"rm -f {unfinished}")
-            raise
+            except GuestFailed:
+                raise error from None
+            raise _not_written(error, path) from error
 
     async def copy_in(
         self, source: str | os.PathLike[str], path: str, *, replace: bool = False, most: int = 256 * MIB
@@ -244,13 +248,14 @@ class Shell(ABC):
                 f"in the guest, {path!r} has {size} bytes: at most {most} were asked for", script=""
             )
         digest = hashlib.sha256()
-        for number in range(-(-size // _CHUNK_BYTES)):
+        for number in range(-(-size // self._piece_bytes)):
             part = await self.run_bytes(
-                f"dd if={name} bs={_CHUNK_BYTES} skip={number} count=1 2> /dev/null", limit=_CHUNK_LIMIT_S
+                f"dd if={name} bs={self._piece_bytes} skip={number} count=1 2> /dev/null",
+                limit=_PIECE_LIMIT_S,
             )
             digest.update(part)
             yield part
-        checksum = (await self.run(f"sha256sum < {name}", limit=_CHUNK_LIMIT_S)).split()
+        checksum = (await self.run(f"sha256sum < {name}", limit=_limit(size))).split()
         if checksum[:1] != [digest.hexdigest()]:
             raise GuestFailed(f"in the guest, {path!r} was changed while it was read", script="")
 
@@ -292,6 +297,11 @@ def _quoted(path: str) -> str:
     return shlex.quote(path if path.startswith("/") else f"./{path}")
 
 
+def _limit(size: int) -> float:
+    """Return the seconds that the guest may take to read a file of some bytes and to write it to its disk."""
+    return _PIECE_LIMIT_S + size / _SLOWEST
+
+
 def _size(word: str) -> str:
     """Return a command that prints a file's size; the word is that of `_quoted`.
 
@@ -305,12 +315,15 @@ def shorten(script: str) -> str:
     return script if len(script) <= 80 else script[:77] + "..."
 
 
-def check_script(script: str) -> None:
-    """Refuse a script that cannot be sent.
+def check_script(script: str, stdin: bytes) -> None:
+    """Refuse a script, or its stdin, that cannot be sent.
 
     Raises:
-        BadArgument: When it is too long, or holds NUL or EOT.
+        BadArgument: When it is too long, or the script holds NUL or EOT.
     """
+    check("stdin", stdin, bytes)
+    if len(stdin) > MIB:
+        refuse("stdin", f"{len(stdin)} bytes", f"a script for the guest can read at most {MIB} bytes")
     check("script", script, str)
     try:
         encoded = script.encode()
@@ -341,6 +354,14 @@ def _read(source: Path, most: int) -> tuple[int, bytes]:
     if len(data) > most:
         raise InvalidTarget(f"{str(source)!r} is larger than {most} bytes", file=str(source))
     return mode, data
+
+
+def _not_written(error: GuestFailed, path: str) -> GuestFailed:
+    """Return the error of a file that the guest could not write, and of which no part is left."""
+    if error.status is None:
+        return error
+    message = f"{error.message}; {path!r} is as it was, and no part of the copy is left"
+    return GuestFailed(message, script=error.script, status=error.status, output=error.output)
 
 
 def _name(unfinished: Path, file: Path, *, replace: bool) -> None:

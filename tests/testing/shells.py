@@ -21,9 +21,11 @@ class HostShell(Shell):
     def __init__(self, answer=lambda ran: ran) -> None:
         self.answer = answer
 
-    async def execute(self, script: str, *, limit: float = 30.0, most: int = MIB) -> Ran:
-        check_script(script)
-        done = await anyio.run_process(["sh", "-c", script], check=False, stderr=subprocess.STDOUT)
+    async def execute(self, script: str, *, limit: float = 30.0, most: int = MIB, stdin: bytes = b"") -> Ran:
+        check_script(script, stdin)
+        done = await anyio.run_process(
+            ["sh", "-c", script], input=stdin, check=False, stderr=subprocess.STDOUT
+        )
         answer: Ran = self.answer(Ran(done.returncode, done.stdout[:most], cut=len(done.stdout) > most))
         return answer
 

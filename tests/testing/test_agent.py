@@ -58,6 +58,17 @@ async def test_execute_bounds_time_and_output_in_the_guest():
     assert (arguments["path"], arguments["arg"][2:]) == ("/bin/sh", ["sh", "2", "11", "echo $1"])
 
 
+async def test_script_reads_what_the_agent_is_given_for_it():
+    agent = Agent(guest_exec=[{"pid": 7}], guest_exec_status=[ended(exitcode=0)])
+    await shell(agent).execute("cat", stdin=b"\0\xff")
+    _, arguments = agent.sent[0]
+    assert isinstance(arguments, dict)
+    done = await anyio.run_process(
+        [arguments["path"], *arguments["arg"]], input=base64.b64decode(arguments["input-data"])
+    )
+    assert done.stdout == b"\0\xff"
+
+
 async def test_script_that_is_killed_takes_all_that_it_has_started_with_it(tmp_path):
     agent = Agent(guest_exec=[{"pid": 7}], guest_exec_status=[ended(exitcode=137)])
     await shell(agent).execute(sleeping_in_a_session(tmp_path / "pid"), limit=1)

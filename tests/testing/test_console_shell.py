@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+
 import anyio
 import pytest
 
@@ -156,12 +158,77 @@ async def test_console_asks_again_for_what_a_kernel_message_has_cut_in_two():
 
         async def receive_cut(max_bytes: int = 65536) -> bytes:
             data: bytes = await receive(max_bytes)
-            if not cut and b"ZGF0YQ" in data:
+            if not cut and b"H4sI" in data:
                 cut.append(data)
-                return data.replace(b"ZGF0YQ", b"ZG[    1.234] eth0: link up\r\nF0YQ")
+                return data.replace(b"H4sI", b"H4[    1.234] eth0: link up\r\nsI")
             return data
 
         console.receive = receive_cut
         async with open_console(console) as shell:
             assert await shell.run("echo data") == "data"
         assert cut
+
+
+@pytest.fixture(params=["gzip", "no gzip"])
+def gzip(request, tmp_path, monkeypatch):
+    """Whether the guest has gzip."""
+    if request.param == "no gzip":
+        (tmp_path / "bin").mkdir()
+        (tmp_path / "bin/gzip").write_text("#!/bin/sh\nexit 127\n")
+        (tmp_path / "bin/gzip").chmod(0o700)
+        monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    return request.param == "gzip"
+
+
+async def test_script_reads_what_it_is_given_compressed_where_the_guest_has_gzip(gzip):
+    data, typed = bytes(range(256)) * 400, 0  # 100 kB: three parts
+    with on_a_terminal(*SH) as console:
+        send = console.send
+
+        async def count(item: bytes) -> None:
+            nonlocal typed
+            typed += len(item)
+            await send(item)
+
+        async with open_console(console) as shell:
+            console.send = count
+            assert await shell.run_bytes("cat", stdin=data) == data
+            assert await shell.run_bytes("cat", stdin=b"\0") == b"\0"
+            assert await shell.run_bytes("cat") == b""
+            del console.send
+    assert (typed < 10_000) is gzip
+
+
+async def test_what_a_script_reads_is_sent_again_when_some_of_it_was_lost():
+    with on_a_terminal(*SH) as console:
+        send = console.send
+        lost: list[bytes] = []
+
+        async def lose(item: bytes) -> None:
+            if item.startswith(b"stdin") and not lost:
+                lost.append(item)
+                item = item.replace(item.splitlines()[1], b"H4sI")
+            await send(item)
+
+        async with open_console(console) as shell:
+            console.send = lose
+            assert await shell.run("cat", stdin=b"data") == "data"
+            del console.send
+        assert lost
+
+
+async def test_call_that_was_cancelled_while_it_typed_is_followed_by_another():
+    with on_a_terminal(*SH) as console:
+        send = console.send
+
+        async def half(item: bytes) -> None:
+            await send(item[: len(item) // 2])
+            await anyio.sleep_forever()
+
+        async with open_console(console) as shell:
+            for script, stdin in (("echo " + "x" * 500, b""), ("cat", bytes(range(256)) * 20)):
+                console.send = half
+                with anyio.move_on_after(0.2):
+                    await shell.run(script, stdin=stdin)
+                del console.send
+                assert await shell.run("cat", stdin=b"next") == "next"

@@ -5,10 +5,10 @@ import os
 import pytest
 
 from qmpsnap.errors import BadArgument, GuestFailed, InvalidTarget, TargetExists
-from qmpsnap.testing.shell import Ran, whole_seconds
+from qmpsnap.testing.shell import MIB, Ran, whole_seconds
 from tests.testing.shells import HostShell
 
-CONTENTS = [b"", b"\0\xff\r\n", bytes(range(256)) * 260]
+CONTENTS = [b"", b"\0\xff\r\n", bytes(range(256)) * 8200]
 IDS = ["empty", "binary", "parts"]
 
 
@@ -74,19 +74,46 @@ async def test_size_is_read_by_stat_which_reads_no_content_or_else_by_wc(tmp_pat
     assert await HostShell().read_file(str(tmp_path / "file")) == b"data"
 
 
-async def test_write_file_ends_at_the_first_part_that_the_disk_does_not_take(tmp_path):
+async def test_write_file_ends_at_the_first_piece_that_the_disk_does_not_take(tmp_path):
     class Full(HostShell):
-        parts = 0
+        pieces = 0
 
-        async def execute(self, script, **options):
-            self.parts += "base64" in script
-            full = 'base64() { command base64 "$@" | head -c 10; }'  # as busybox's, which ends with 0
-            return await super().execute(f"{full}\n{script}", **options)
+        async def execute(self, script, *, stdin=b"", **options):
+            self.pieces += stdin != b""
+            full = (
+                "cat() { head -c 10; echo cat: No space left on device >&2; command cat > /dev/null; false; }"
+            )
+            return await super().execute(f"{full}\n{script}", stdin=stdin, **options)
 
-    shell = Full()
-    with pytest.raises(GuestFailed, match="the disk is full"):
-        await shell.write_file(str(tmp_path / "file"), bytes(300_000))
-    assert (shell.parts, list(tmp_path.iterdir())) == (1, [])
+    shell, file = Full(), tmp_path / "file"
+    file.write_text("old")
+    with pytest.raises(
+        GuestFailed, match=r"cat: No space left on device; .*/file' is as it was, and no part"
+    ):
+        await shell.write_file(str(file), bytes(3 * MIB), replace=True)
+    assert (shell.pieces, list(tmp_path.iterdir()), file.read_text()) == (1, [file], "old")
+
+
+async def test_what_a_script_reads_is_bounded():
+    with pytest.raises(BadArgument, match="at most 1048576 bytes"):
+        await HostShell().run("cat", stdin=bytes(MIB + 1))
+
+
+async def test_checksum_of_a_large_file_may_take_longer(tmp_path):
+    class Slow(HostShell):
+        limits: list[float]
+
+        async def execute(self, script, *, limit=30.0, **options):
+            self.limits = [*getattr(self, "limits", []), limit] if "sha256sum" in script else []
+            return await super().execute(script, limit=limit, **options)
+
+    shell = Slow()
+    for size, limit in ((0, 60), (4 * MIB, 124)):
+        await shell.write_file(str(tmp_path / "file"), bytes(size), replace=True)
+        assert shell.limits == [limit]
+        shell.limits = []
+        await shell.read_file(str(tmp_path / "file"))
+        assert shell.limits == [limit]
 
 
 async def test_copy_out_replaces_a_file_only_when_asked(tmp_path):

@@ -23,7 +23,7 @@ class Recorder(Shell):
         self.scripts: list[str] = []
         self.statuses = list(statuses)
 
-    async def execute(self, script: str, *, limit: float = 30.0, most: int = MIB) -> Ran:
+    async def execute(self, script: str, *, limit: float = 30.0, most: int = MIB, stdin: bytes = b"") -> Ran:
         self.scripts.append(script)
         return Ran(self.statuses.pop(0) if self.statuses else 0, b"")
 
