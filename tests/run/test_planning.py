@@ -14,7 +14,7 @@ from qmpsnap.model.job import Job, JobStatus
 from qmpsnap.model.machine import FOR_A_LOAD
 from qmpsnap.plan.commands.jobs import await_job, job_dismiss
 from qmpsnap.plan.commands.state import cont
-from qmpsnap.plan.intent import Checkpoint, Commit, Mirror, Revert, Snapshot, Stream
+from qmpsnap.plan.intent import Checkpoint, Commit, Mirror, Revert, Save, Snapshot, Stream
 from qmpsnap.run.outcome import Hooks
 from qmpsnap.testing.drawing import chain, graph
 from qmpsnap.testing.fake import FakeTarget
@@ -165,3 +165,21 @@ async def test_resume_lets_a_guest_run_whose_load_fails_while_the_run_state_is_a
     fake.guest.machine = ask_and_fail  # type: ignore[method-assign]
     plan = await vm.jobs.plan(load.job_id)
     assert plan.resumes[-1].undo == (cont(), job_dismiss(load.job_id))
+
+
+async def test_resume_looks_at_the_file_of_a_save_after_the_run_state_in_which_that_ends() -> None:
+    fake = fake_of()
+    vm = vm_of(fake)
+    begun = await vm.plan(Save("/images/vm.state"))
+    assert begun.record is not None
+    assert begun.record.state is not None
+    partial, machine = begun.record.state.partial, fake.guest.machine
+    fake.files.records.append(replace(begun.record, directory=begun.steps[0].arguments["directory"]))
+
+    async def end_and_ask(graph: Any) -> Any:
+        fake.files.put(partial)
+        fake.guest.now = replace(fake.guest.now, status="postmigrate", running=False, migration="completed")
+        return await machine(graph)
+
+    fake.guest.machine = end_and_ask  # type: ignore[method-assign]
+    assert cont() in (await vm.jobs.plan(begun.record.id)).steps
