@@ -32,7 +32,7 @@ from qmpsnap.plan.intent import Delete
 from qmpsnap.plan.ownership import has_moment
 from qmpsnap.plan.plan import Plan
 from qmpsnap.plan.recorded_steps import removed, tidied
-from qmpsnap.plan.resume_guest import end_and_resume
+from qmpsnap.plan.resume_ends import end_and_resume
 from qmpsnap.plan.resume_guest import plan as plan_rest
 from qmpsnap.plan.scene import GuestScene, Scene
 

@@ -21,13 +21,11 @@ from dataclasses import replace
 
 from qmpsnap.model.graph import Disk
 from qmpsnap.model.hints import LOAD_FAILED, RUNS_AGAIN, command
-from qmpsnap.model.job import ENDED
 from qmpsnap.model.kept_state import KeptState
 from qmpsnap.model.machine import FOR_A_LOAD
 from qmpsnap.model.names import digest, is_owned_node, node_name
 from qmpsnap.model.record import IntentRecord, MomentRecord
 from qmpsnap.model.step import MoveRoot, Root, Stage, Step
-from qmpsnap.plan.checks.disk import refuse_migrating
 from qmpsnap.plan.commands.block import (
     blockdev_add,
     blockdev_del,
@@ -37,19 +35,15 @@ from qmpsnap.plan.commands.block import (
     set_drive,
 )
 from qmpsnap.plan.commands.files import remove_state, seal_memory, seal_store
-from qmpsnap.plan.commands.jobs import await_job, done_and_dismissed, job_dismiss
-from qmpsnap.plan.commands.migration import await_closed, migrate_cancel, release_file
+from qmpsnap.plan.commands.jobs import done_and_dismissed
+from qmpsnap.plan.commands.migration import await_closed
 from qmpsnap.plan.commands.state import cont, snapshot_load, system_reset
 from qmpsnap.plan.ownership import has_checkpoint, has_moment, ran_here, superseded_by
 from qmpsnap.plan.plan import Plan
-from qmpsnap.plan.recorded_steps import finish, free, removed, same_qemu, set_back, tidied
+from qmpsnap.plan.recorded_steps import finish, removed, set_back, tidied
+from qmpsnap.plan.resume_ends import end_and_resume, ends_job, migrated_away
 from qmpsnap.plan.scene import GuestScene, Scene
-from qmpsnap.plan.vmstate.common import file_number, refuse_foreign, way_of
-
-# Run states in which only our operation keeps the guest from running, or the end of its migration, which is
-# awaited before. In any other state it has stopped by itself, even while a migration runs: at a shutdown for
-# instance, after which QEMU refuses `cont`.
-_OURS = frozenset({"paused", "postmigrate", "finish-migrate"})
+from qmpsnap.plan.vmstate.common import refuse_foreign
 
 # Operations whose outcome has another wording than "is complete" and "was not complete".
 _ENDS = {
@@ -76,7 +70,7 @@ def plan(record: IntentRecord, scene: Scene) -> Plan:
         Busy: While another client migrates the machine.
     """
     rest = _rest(record, scene)
-    if isinstance(scene, GuestScene) and _migrated_away(record, scene):
+    if isinstance(scene, GuestScene) and migrated_away(record, scene):
         return replace(rest, notes=(*rest.notes, _ELSEWHERE))
     return rest
 
@@ -162,79 +156,6 @@ def _plan(
         notes=tuple(dict.fromkeys(notes)),
         vanished=vanished,
     )
-
-
-# -- what ends in any case -------------------------------------------------------------------------
-
-
-def end_and_resume(record: IntentRecord, scene: Scene, *, resumes: bool = True) -> tuple[Step, ...]:
-    """The steps that end the job and the migration, resume the guest, and close unused nodes.
-
-    Raises:
-        Busy: While another client migrates the machine.
-    """
-    ends = _ends_job(record, scene)
-    if isinstance(scene, GuestScene):
-        if _is_of_others(record, scene):
-            refuse_migrating(scene.machine.guest)
-        ends = (*ends, *_ends_migration(record, scene), *(_resume_guest(record, scene) if resumes else ()))
-    return (*ends, *map(blockdev_del, free(record, scene)))
-
-
-def _ends_job(record: IntentRecord, scene: Scene) -> tuple[Step, ...]:
-    """The steps that await and dismiss the operation's job on VM state, which cannot be cancelled."""
-    job = next((job for job in scene.jobs if job.id == record.id), None)
-    if job is None:
-        return ()
-    wait = () if job.status in ENDED else (await_job(job.id, "concluded"),)
-    return (*wait, job_dismiss(job.id))
-
-
-def _ends_migration(record: IntentRecord, scene: GuestScene) -> tuple[Step, ...]:
-    """The steps that end the migration, and release the file that QEMU was given."""
-    machine, state = scene.machine, record.state
-    passed = any(step.kind == "pass-file" for step in record.steps)
-    if state is None or not passed or not same_qemu(record, scene):
-        return ()
-    way = way_of(machine)
-    may_stop = state.mode != "background" or way == "fdset"
-    cancel = (migrate_cancel(wait=not may_stop),) if machine.migrating else ()
-    return (*cancel, release_file(file_number(record.id[-8:]), way))
-
-
-def _resume_guest(record: IntentRecord, scene: GuestScene) -> tuple[Step, ...]:
-    """The step that resumes a guest that ran before, if only the operation keeps it paused."""
-    machine = scene.machine
-    if record.origin is None or not record.origin.running or not same_qemu(record, scene):
-        return ()
-    # Neither a cancelled nor a completed migration resumes the guest by itself.
-    halted = machine.status in _OURS and not _migrated_away(record, scene)
-    # Before a disk has moved, only a load leaves the guest in this state.
-    loads = record.loads and record.state is not None
-    halted |= loads and machine.status == FOR_A_LOAD and ran_here(record, machine.process)
-    return (cont(),) if halted else ()
-
-
-def _is_of_others(record: IntentRecord, scene: GuestScene) -> bool:
-    """Whether the migration that is running, or was the last one, is another client's.
-
-    One of ours writes to the operation's file, and does so before QEMU calls it active.
-    """
-    state, migration = record.state, scene.machine.migration
-    if migration in {"none", "setup"} or not same_qemu(record, scene):
-        return False
-    if state is None or state.mode == "in-place" or record.loads:
-        return True
-    facts = [scene.files.files.get(file) for file in (state.partial, state.file)]
-    return not any(fact is not None and fact.size for fact in facts)
-
-
-def _migrated_away(record: IntentRecord, scene: GuestScene) -> bool:
-    """Whether another client's migration has ended, and the guest, which ran before, may run elsewhere."""
-    ran = record.origin is not None and record.origin.running
-    away = scene.machine.status == "postmigrate" and ran and same_qemu(record, scene)
-    background = record.state is not None and record.state.mode == "background"  # which does not end so
-    return away and (background or _is_of_others(record, scene))
 
 
 # -- saving VM state -------------------------------------------------------------------------------
@@ -343,7 +264,7 @@ def _reverted(
     )
     empty = all(record.overlays[disk] in scene.files.fresh for disk in disks)  # else one is not ours
     can_finish = not_run_since and empty and ran_here(record, scene.machine.process)
-    steps = list(_ends_job(record, scene))
+    steps = list(ends_job(record, scene))
     if can_finish:
         steps += _moves(record, scene, [disk for disk in disks if disk not in moved])
         steps += _load(record, scene)
