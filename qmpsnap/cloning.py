@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import posixpath
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Generic
 
 from qmpsnap.errors import CommandFailed, MachineDiffers, Unsupported
-from qmpsnap.helper import expendable, throwaway
+from qmpsnap.helper import expendable, loading, throwaway
+from qmpsnap.model.kept_state import KeptState
 from qmpsnap.model.parse_machine import parse_memory
 from qmpsnap.model.start import RAM_ID, GuestMemory, Start
 from qmpsnap.model.template import TemplateRecord
@@ -20,6 +21,8 @@ from qmpsnap.one_machine import M, OneMachine, Starter
 from qmpsnap.plan.intent import Load
 from qmpsnap.run import template_files
 from qmpsnap.run.disk import in_thread
+from qmpsnap.run.fifo import opened
+from qmpsnap.run.os_errors import unusable
 from qmpsnap.waking import ENDED, Waker, woken
 
 
@@ -30,10 +33,12 @@ class Waiting(Generic[M]):
     Attributes:
         vm: The machine.
         disks: The overlay of each disk, by the disk's name.
+        directory: Its private directory.
     """
 
     vm: M
     disks: Mapping[str, str]
+    directory: str
 
 
 @asynccontextmanager
@@ -66,7 +71,7 @@ async def waiting(
         async with start(own_start) as vm:
             vm.records_in(posixpath.join(keep or own, "records"))
             await refuse_other_memory(vm, memory)
-            yield Waiting(vm, disks)
+            yield Waiting(vm, disks, own)
 
 
 async def resume(clone: Waiting[M], record: TemplateRecord, directory: str) -> None:
@@ -84,6 +89,36 @@ async def resume(clone: Waiting[M], record: TemplateRecord, directory: str) -> N
     await in_thread(partial(template_files.refuse_changed, directory, record))
     load = Load(record.name, record.kept_state(directory), clone.disks, mapped=True, resume=True)
     await expendable(clone.vm, clone.vm.do(load))
+
+
+@asynccontextmanager
+async def resuming(
+    clone: Waiting[M], name: str, state: KeptState
+) -> AsyncIterator[Callable[[str, TemplateRecord], Awaitable[None]]]:
+    """Let a QEMU wait for the devices' state of a template that is not complete yet.
+
+    Args:
+        clone: The QEMU.
+        name: Name of the template.
+        state: Where the state will be.
+
+    Yields:
+        A function to be called once the template is complete, with its directory and its record. It does the
+        rest, and raises what `resume` raises.
+    """
+    fifo = posixpath.join(clone.directory, "devices")
+    load = Load(name, state, clone.disks, mapped=True, resume=True, fifo=fifo)
+    async with loading(clone.vm, load) as go_on:
+
+        async def go_on_with(directory: str, record: TemplateRecord) -> None:
+            await in_thread(partial(template_files.refuse_changed, directory, record))
+            try:
+                with opened(state.file) as descriptor:
+                    await go_on(descriptor)
+            except OSError as error:
+                raise unusable(state.file, error, "read") from error
+
+        yield go_on_with
 
 
 async def wake_clone(vm: M, wake: Waker[M] | None, *, of: str) -> None:

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Final, Generic
 
 import anyio
 
-from qmpsnap.cloning import memory_of, resume, waiting, wake_clone
+from qmpsnap.cloning import memory_of, resuming, waiting, wake_clone
 from qmpsnap.errors import QmpsnapError
 from qmpsnap.helper import source_of
+from qmpsnap.model.kept_state import KeptState
 from qmpsnap.model.start import GuestMemory
 from qmpsnap.model.view import DiskView
 from qmpsnap.one_machine import M, OneMachine, Starter
@@ -113,19 +114,25 @@ class _Fork(Generic[M]):
         self._complete = anyio.Event()
         self._over = anyio.Event()
         self._starting: set[anyio.CancelScope] = set()
-        self._turns = anyio.CapacityLimiter(max(2, os.cpu_count() or 2))
+        turns = max(2, os.cpu_count() or 2)
+        self._starts = anyio.CapacityLimiter(turns)
+        self._loads = anyio.CapacityLimiter(4 * turns)  # a guest that runs already slows all others down
 
-    def begin(self, tasks: TaskGroup, views: Sequence[DiskView], memory: GuestMemory) -> None:
-        """Start all QEMUs, on the template's memory, which is still being written."""
+    def begin(
+        self, tasks: TaskGroup, views: Sequence[DiskView], memory: GuestMemory, name: str, state: KeptState
+    ) -> None:
+        """Start all QEMUs, on the template's memory, which is still being written, as its state will be."""
         for number in range(self._children.count):
-            tasks.start_soon(self._live, number, views, memory)
+            tasks.start_soon(self._live, number, views, memory, name, state)
 
     def complete(self, template: Template[M]) -> None:
         """Let their guests run."""
         self._template = template
         self._complete.set()
 
-    async def _live(self, number: int, views: Sequence[DiskView], memory: GuestMemory) -> None:
+    async def _live(
+        self, number: int, views: Sequence[DiskView], memory: GuestMemory, name: str, state: KeptState
+    ) -> None:
         """Start a child, and keep it until all end; if it fails, only its own result says so."""
         if self._over.is_set():  # the template failed before this task began
             return
@@ -133,15 +140,16 @@ class _Fork(Generic[M]):
             async with AsyncExitStack() as stack:
                 with anyio.CancelScope() as scope:
                     self._starting.add(scope)
-                    async with self._turns:
+                    async with self._starts:
                         clone = await stack.enter_async_context(
                             waiting(self._launcher, views, memory, directory=self._place)
                         )
-                    await self._complete.wait()
-                    assert self._template is not None  # noqa: S101 - it is set first
-                    async with self._turns:
-                        await resume(clone, self._template.record, self._template.directory)
-                    await wake_clone(clone.vm, self._wake, of=self._template.name)
+                    async with resuming(clone, name, state) as go_on:
+                        await self._complete.wait()
+                        assert self._template is not None  # noqa: S101 - it is set first
+                        async with self._loads:
+                            await go_on(self._template.directory, self._template.record)
+                    await wake_clone(clone.vm, self._wake, of=name)
                 self._starting.discard(scope)
                 if not scope.cancelled_caught:
                     self._children.tell(Child(number, clone.vm))

@@ -7,14 +7,14 @@ import os
 import posixpath
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, TypeVar
 
 import anyio
 
-from qmpsnap.errors import NotFound, Unsupported
+from qmpsnap.errors import InvalidTarget, NotFound, QmpsnapError, Unsupported
 from qmpsnap.model.arguments import refuse
 from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.hints import command
@@ -24,12 +24,19 @@ from qmpsnap.model.start import GuestMemory, Start
 from qmpsnap.model.view import DiskView
 from qmpsnap.one_machine import M, OneMachine, Starter
 from qmpsnap.plan.intent import Load
+from qmpsnap.run.both import both
 from qmpsnap.run.disk import in_thread, made_in_thread
+from qmpsnap.run.fifo import Fifo, opened
 from qmpsnap.run.images import Images
+from qmpsnap.run.os_errors import unusable
 from qmpsnap.run.scratch import Scratch
 
 _PATIENCE: Final = 3.0  # seconds
 T = TypeVar("T")
+
+
+async def _at_once() -> None:
+    """Of a checkpoint that exists."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +49,8 @@ class Source:
         memory_bytes: Size of the guest's memory.
         stream: Whether its memory is in a stream, for which a QEMU is started with `-incoming`.
         state: Returns where its VM state is, once it is complete.
+        foreseen: Where it will be, if it is a stream that is not written yet; else None.
+        begun: Returns once the layers are no longer written to, and a stream is being written or complete.
     """
 
     name: str
@@ -49,6 +58,8 @@ class Source:
     memory_bytes: int
     stream: bool
     state: Callable[[], Awaitable[KeptState]]
+    foreseen: KeptState | None = None
+    begun: Callable[[], Awaitable[None]] = _at_once
 
 
 async def source_of(vm: OneMachine, name: str) -> Source:
@@ -82,6 +93,7 @@ async def loaded(
     memory: GuestMemory | None = None,
     directory: str = "",
     started: Callable[[M], Awaitable[None]] | None = None,
+    begun: Callable[[], Coroutine[Any, Any, None]] | None = None,
 ) -> AsyncIterator[M]:
     """Start a second QEMU of a machine, and load a checkpoint of the machine into it; it ends with the block.
 
@@ -90,11 +102,16 @@ async def loaded(
     them. The machine itself is not changed, and keeps running.
 
     Args:
-        source: The checkpoint; the QEMU is started at once, and loads it as soon as it is complete.
+        source: The checkpoint. The QEMU is started at once, also while a guest still writes to the layers: it
+            reads nothing of them before it has loaded the VM state. It loads a stream while that is being
+            written, so the checkpoint is complete only once the block has ended; anything else it loads once
+            it is complete.
         launcher: Starts the QEMU.
         memory: The file that becomes its memory; None: memory as the machine has it.
         directory: Directory for the temporary files; "": the system's.
-        started: Called with the QEMU before the checkpoint is loaded; None: no function.
+        started: Called with the QEMU as soon as it is up; None: no function.
+        begun: Called once the layers are no longer written to, before the checkpoint is loaded or meanwhile;
+            None: no function.
 
     Yields:
         The QEMU, its guest paused as it was at the checkpoint.
@@ -106,18 +123,102 @@ async def loaded(
     """
     async with throwaway(source.views, directory) as (disks, place):
         start = Start(disks=disks, memory=memory, incoming=source.stream, paused=True, directory=place)
+        loaded_inode = 0
         async with launcher(start) as helper:
             if started is not None:
                 await started(helper)
-            await expendable(helper, helper.do(Load(source.name, await source.state(), disks)))
+            if source.foreseen is None:
+                if begun is not None:
+                    await begun()
+                await expendable(helper, helper.do(Load(source.name, await source.state(), disks)))
+            else:
+                fifo = posixpath.join(place, "stream")
+                load = Load(source.name, source.foreseen, disks, fifo=fifo)
+                async with loading(helper, load) as go_on:
+                    await source.begun()
+                    loaded_inode = await _while_written(source, source.foreseen.partial, go_on, begun)
             yield helper
+        if loaded_inode and (state := await source.state()).inode != loaded_inode:
+            raise InvalidTarget(f"{state.file!r} is not the file that was loaded", file=state.file)
 
 
-async def expendable(vm: OneMachine, work: Coroutine[Any, Any, T]) -> T:
+async def _while_written(
+    source: Source,
+    file: str,
+    go_on: Callable[[int], Coroutine[Any, Any, None]],
+    begun: Callable[[], Coroutine[Any, Any, None]] | None,
+) -> int:
+    """Load a stream while it is being written, and work beside that; return the inode of its file."""
+    with ExitStack() as stack:
+        try:
+            try:
+                descriptor = stack.enter_context(opened(file))
+            except FileNotFoundError:  # it has its final name already
+                file = (await source.state()).file
+                descriptor = stack.enter_context(opened(file))
+        except OSError as error:
+            raise unusable(file, error, "read") from error
+        if begun is None:
+            await go_on(descriptor)
+        else:
+            await both(partial(go_on, descriptor), begun)
+        return os.fstat(descriptor).st_ino
+
+
+@asynccontextmanager
+async def loading(vm: OneMachine, load: Load) -> AsyncIterator[Callable[[int], Coroutine[Any, Any, None]]]:
+    """Begin to load VM state that is not there yet; it comes through the FIFO of `load`, which is created.
+
+    If the block ends before all has come, the QEMU ends, too.
+
+    Args:
+        vm: The QEMU, of which nothing is kept.
+        load: What it loads.
+
+    Yields:
+        A function that takes the descriptor of the file, which another QEMU may still be writing, and returns
+        once all is loaded. It raises what the load raises, and InvalidTarget when the file cannot be read.
+    """
+    try:
+        fifo = Fifo(load.fifo)
+    except OSError as error:
+        raise unusable(load.fifo, error, "create") from error
+    task = asyncio.create_task(expendable(vm, vm.do(load), give_up=fifo.stop))
+    task.add_done_callback(lambda _: fifo.stop())
+
+    async def go_on(file: int) -> None:
+        await in_thread(partial(fifo.pass_on, file), stop=fifo.stopped)
+        try:
+            await asyncio.shield(task)
+        except QmpsnapError as error:
+            if fifo.error is not None:
+                raise unusable(load.state.file, fifo.error, "read") from error
+            raise
+
+    try:
+        yield go_on
+    finally:
+        if not task.done():
+            task.cancel()
+            with anyio.CancelScope(shield=True):
+                await asyncio.wait({task})
+        if not task.cancelled():
+            task.exception()  # it was raised, or is of no use any more
+        fifo.close()
+
+
+async def expendable(
+    vm: OneMachine, work: Coroutine[Any, Any, T], *, give_up: Callable[[], None] | None = None
+) -> T:
     """Do work on a QEMU of which nothing is kept; after a cancellation it may be killed.
 
     A cancelled operation is awaited for half a minute, because disks are to be left in order. Here that is
     not needed: if QEMU does not answer within seconds, it is killed, which ends the work.
+
+    Args:
+        vm: The QEMU.
+        work: The work.
+        give_up: Called after a cancellation, before the work is awaited; None: no function.
     """
     pidfd = None
     if vm.pid is not None:
@@ -129,6 +230,8 @@ async def expendable(vm: OneMachine, work: Coroutine[Any, Any, T]) -> T:
     except asyncio.CancelledError:
         with anyio.CancelScope(shield=True):
             task.cancel()
+            if give_up is not None:
+                give_up()
             await asyncio.wait({task}, timeout=_PATIENCE)
             if not task.done() and pidfd is not None:
                 with suppress(OSError):

@@ -41,6 +41,10 @@ T = TypeVar("T")
 _UNDO_LIMIT: Final = 30.0  # seconds in which an overlay must be merged back after the caller's cancellation
 
 
+class _Otherwise(Exception):
+    """It is not taken as was foreseen."""
+
+
 async def planned(vm: OneMachine, name: str, *, memory: str = "", fork: bool = False) -> Plan:
     """Plan a checkpoint in the way that pauses the guest for the shortest time, and leaves it as it was.
 
@@ -95,6 +99,7 @@ class Own:
         self._to_delete = False  # whether the end deletes it
         self._covered = anyio.Event()
         self._complete = anyio.Event()
+        self._known = anyio.Event()
         self._state: KeptState | None = None
         self._views: tuple[DiskView, ...] = ()  # how the disks will be read, if work may begin early
 
@@ -115,13 +120,14 @@ class Own:
         return self.done
 
     async def take_while(self, work: Callable[[Source], Awaitable[T]]) -> T:
-        """Take it, and begin with work on it as soon as its overlays are on; return the work's result.
+        """Take it, and begin with work on it at once; return the work's result.
 
         If it cannot be taken, the work is cancelled, and has ended when this raises. If the work fails, it is
         taken nevertheless.
 
         Args:
-            work: Called with the checkpoint, whose memory is still being written.
+            work: Called with the checkpoint before that is taken, or, where it is not known before how the
+                disks will be read, once it is complete; then perhaps a second time.
 
         Raises:
             InvalidTarget: When the layers are not those with which the work began.
@@ -133,8 +139,12 @@ class Own:
 
         async def begin() -> None:
             try:
-                await self._covered.wait()
-                results.append(await work(self._early() if self._views else await self.source()))
+                if self._views:
+                    with suppress(_Otherwise):
+                        results.append(await work(self._early()))
+                        return
+                await self._complete.wait()
+                results.append(await work(await self.source()))
             except Exception as error:  # noqa: BLE001 - the task group would wrap it
                 errors.append(error)
 
@@ -142,8 +152,7 @@ class Own:
             tasks.start_soon(begin)
             try:
                 await self.take()
-                await self._compare()
-                self._covered.set()
+                await self._look_back()
             except Exception as error:  # noqa: BLE001 - as above
                 errors.insert(0, error)
                 tasks.cancel_scope.cancel()
@@ -179,7 +188,9 @@ class Own:
             if not isinstance(self.plan.intent, Checkpoint) or self.plan.intent.mode != "background":
                 raise
         in_place = Checkpoint(self.name, "in-place", fork=self.plan.intent.fork)
-        self._views, self.plan = (), await _planned(self._vm, in_place)
+        self._views = ()
+        self._covered.set()
+        self.plan = await _planned(self._vm, in_place)
         return await self._vm.run(self.plan)
 
     def _note(self, step: Step) -> None:
@@ -196,21 +207,32 @@ class Own:
         return foreseen if await in_thread(partial(_regular, files)) else ()
 
     def _early(self) -> Source:
-        """The checkpoint before it is complete."""
+        """The checkpoint before it is taken, or complete."""
         (sealed,) = (step for step in self.plan.steps if step.command == "seal-memory")
 
         async def state() -> KeptState:
-            await self._complete.wait()
-            if self._state is None:
-                self._state = await kept_state(self._vm, self.name)
+            await self._known.wait()
+            assert self._state is not None  # noqa: S101 - it is set first
             return self._state
 
-        memory_bytes = sealed.detail["fingerprint"]["memory"]
-        return Source(self.name, self._views, memory_bytes, stream=True, state=state)
+        async def begun() -> None:
+            await self._covered.wait()
+            if not self._views:
+                raise _Otherwise
 
-    async def _compare(self) -> None:
-        """Refuse layers that are not those with which work began early."""
-        if self._views and not view.as_foreseen(await self._vm.views(self.name), self._views):
+        memory_bytes = sealed.detail["fingerprint"]["memory"]
+        foreseen = self.plan.record.state if self.plan.record is not None else None
+        return Source(
+            self.name, self._views, memory_bytes, stream=True, state=state, foreseen=foreseen, begun=begun
+        )
+
+    async def _look_back(self) -> None:
+        """Let work that began early go on; refuse layers that are not those with which it began."""
+        if not self._views:
+            return
+        self._state = await kept_state(self._vm, self.name)
+        self._known.set()
+        if not view.as_foreseen(await self._vm.views(self.name), self._views):
             file = self._views[0].files[0]
             raise InvalidTarget(f"the layers of {self.name!r} were changed while it was taken", file=file)
 

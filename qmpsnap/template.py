@@ -18,8 +18,9 @@ from qmpsnap.errors import Busy, Changed, InvalidTarget, NotFound, QmpsnapError,
 from qmpsnap.helper import Source, choose_launcher, expendable, loaded, source_of
 from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.hints import command
+from qmpsnap.model.kept_state import KeptState
 from qmpsnap.model.start import GuestMemory
-from qmpsnap.model.template import MEMORY, TemplateRecord
+from qmpsnap.model.template import MEMORY, TemplateDisk, TemplateRecord
 from qmpsnap.model.view import DiskView
 from qmpsnap.one_machine import M, OneMachine, Starter
 from qmpsnap.own_checkpoint import own, planned
@@ -306,7 +307,7 @@ async def template_of(
     scratch: str = "",
     lasting: bool = True,
     keepers: bool = True,
-    began: Callable[[Sequence[DiskView], GuestMemory], None] | None = None,
+    began: Callable[[Sequence[DiskView], GuestMemory, str, KeptState], None] | None = None,
 ) -> Template[M]:
     """Make a template of a checkpoint; the machine is not changed. See `VM.freeze_template`.
 
@@ -318,9 +319,9 @@ async def template_of(
         lasting: Whether it has to outlive a power cut: then all is on the disk.
         keepers: Whether an empty image beside each layer shows that it is needed; without them the caller
             keeps others from changing the layers.
-        began: Only for one that is not `lasting`: called once the helper runs, with how each disk is read and
-            the memory that a clone maps. From then on a clone's QEMU can be started, but its guest not
-            resumed. None: no function.
+        began: Only for one that is not `lasting`: called once the helper runs, with how each disk is read,
+            the memory that a clone maps, the template's name, and where the devices' state will be. From then
+            on a clone's QEMU can be started, but its guest not resumed. None: no function.
 
     Raises:
         QmpsnapError: As `VM.freeze_template`, but what concerns the checkpoint itself.
@@ -333,22 +334,36 @@ async def template_of(
     unfinished = await made_in_thread(make, partly.close)
     kept = Keepers("template" if lasting else "fork", directory)
     complete = sealed = False
+    disks: Frozen[str, TemplateDisk] = Frozen()
     memory = GuestMemory(file=unfinished.memory, size_bytes=source.memory_bytes, share=True)
 
-    async def check_helper(helper: M) -> None:
-        nonlocal sealed
-        await refuse_other_memory(helper, memory)
-        sealed = await _seals(helper)
-        if began is not None:
-            began(views, replace(memory, share=False, sealed=sealed))
-
-    try:
+    async def protect() -> None:
+        nonlocal disks
         if unfinished.swept:
             await remove_left(directory, (file for view in views for file in view.files))
         if keepers:
             await kept.create(views, name, synced=lasting)
         disks = await in_thread(partial(layers_of, views))
-        async with loaded(source, launcher, memory=memory, directory=scratch, started=check_helper) as helper:
+
+    async def check_helper(helper: M) -> None:
+        nonlocal sealed
+        await refuse_other_memory(helper, memory)
+        sealed = await _seals(helper)
+
+    async def begin() -> None:
+        if source.foreseen is not None:
+            await protect()
+        if began is not None:
+            fingerprint = (source.foreseen or await source.state()).fingerprint
+            devices = KeptState("stop", unfinished.state, "", running=True, fingerprint=fingerprint)
+            began(views, replace(memory, share=False, sealed=sealed), name, devices)
+
+    try:
+        if source.foreseen is None:
+            await protect()
+        async with loaded(
+            source, launcher, memory=memory, directory=scratch, started=check_helper, begun=begin
+        ) as helper:
             await expendable(helper, helper.do(SaveDevices(name, unfinished.state)))
         memory_state, devices_state = await in_thread(partial(unfinished.seal, sealed=sealed, synced=lasting))
         record = TemplateRecord(

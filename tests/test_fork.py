@@ -21,7 +21,7 @@ async def test_fork_ends_when_the_template_fails_before_a_child_has_begun(
         pass
 
     async def template_of(*_: object, began: Callable[..., None], **__: object) -> None:
-        began((), None)
+        began((), None, "c1", None)
         raise NotFound("no checkpoint 'c1'")
 
     async def memory_of(_: object) -> int:

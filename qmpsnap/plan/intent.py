@@ -379,6 +379,7 @@ class Load(_Checked):
         disks: The overlay that each disk has to read, by the disk's name.
         mapped: Whether QEMU maps the memory from a file, so that the state holds only the devices.
         resume: Whether the guest is then resumed.
+        fifo: A FIFO through which the VM state comes while it is still being written; "": it is complete.
     """
 
     name: Text
@@ -386,6 +387,7 @@ class Load(_Checked):
     disks: Mapping[Text, AbsolutePath] = field(default_factory=Frozen)
     mapped: bool = False
     resume: bool = False
+    fifo: OptionalPath = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "disks", Frozen(self.disks))

@@ -33,7 +33,7 @@ from qmpsnap.model.memory import TAIL_BYTES, LayerState, MemoryFact, MemoryNote,
 from qmpsnap.run.cleanup import Created, remove
 from qmpsnap.run.disk import rename_exclusively, sync_directory
 from qmpsnap.run.os_errors import reason
-from qmpsnap.run.safe_open import WrongKind, open_file
+from qmpsnap.run.safe_open import WrongKind, open_fifo, open_file
 
 _KEEP_SIZE = 1  # FALLOC_FL_KEEP_SIZE of linux/falloc.h; Python's os.posix_fallocate makes files longer
 _PRIVATE = 0o600
@@ -55,7 +55,9 @@ def look(paths: Iterable[str]) -> dict[str, MemoryFact]:
     return {path: _fact(path) for path in paths}
 
 
-def open_memory(file: str, *, write: bool, made: Created | None = None, inode: int = 0) -> int:
+def open_memory(
+    file: str, *, write: bool, made: Created | None = None, inode: int = 0, fifo: bool = False
+) -> int:
     """Open a VM state file to be passed to QEMU; the caller closes the descriptor.
 
     A file to be written is locked, and the lock stays with QEMU's descriptor until that is closed.
@@ -65,12 +67,14 @@ def open_memory(file: str, *, write: bool, made: Created | None = None, inode: i
         write: Whether QEMU writes it; else it reads.
         made: The file to be written, if this process created it.
         inode: For a file to be read: the inode that was inspected; 0 for any.
+        fifo: Whether it is a FIFO, to be read.
 
     Raises:
-        OSError: When it cannot be opened or locked, is not a regular file, is to be written but not ours, or
-            is to be read but was replaced.
+        OSError: When it cannot be opened or locked, is not of that kind, is to be written but not ours, or is
+            to be read but was replaced.
     """
-    descriptor = open_file(file, write=write)  # QEMU compares the flags, and takes no O_RDWR
+    # QEMU compares the flags, and takes no O_RDWR.
+    descriptor = open_fifo(file) if fifo else open_file(file, write=write)
     try:
         if inode and os.fstat(descriptor).st_ino != inode:
             raise OSError(0, "another file has its name by now")  # noqa: TRY301 - closed below

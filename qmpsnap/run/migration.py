@@ -147,6 +147,7 @@ class Migrations:
                     write=step.detail["write"],
                     made=self._made(file),
                     inode=step.detail["inode"],
+                    fifo=step.detail.get("fifo", False),
                 )
             )
         except OSError as error:

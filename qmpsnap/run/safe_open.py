@@ -60,6 +60,21 @@ def open_block(file: str) -> int:
     return _open(file, stat.S_IFBLK, write=False, follow=True, directory=None)
 
 
+def create_fifo(file: str) -> None:
+    """Create a FIFO, mode 0600.
+
+    Raises:
+        FileExistsError: When there is anything of that name.
+        OSError: When it cannot be made.
+    """
+    os.mkfifo(file, 0o600)
+
+
+def open_fifo(file: str, *, write: bool = False) -> int:
+    """Open a FIFO, through no link; as `open_file`. It is opened for writing only if it has a reader."""
+    return _open(file, stat.S_IFIFO, write=write, follow=False, directory=None)
+
+
 def open_character(file: str) -> int:
     """Open a character device for writing, through links; as `open_file`."""
     return _open(file, stat.S_IFCHR, write=True, follow=True, directory=None)

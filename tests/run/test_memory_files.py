@@ -154,6 +154,15 @@ def test_open_memory_to_be_read_leaves_no_lock(partial: Path) -> None:
     os.close(descriptor)
 
 
+def test_open_memory_opens_a_fifo_where_that_is_wanted(partial: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    descriptor = open_memory(str(tmp_path / "fifo"), write=False, fifo=True)
+    assert os.get_blocking(descriptor)
+    os.close(descriptor)
+    with pytest.raises(OSError, match="it is a regular file"):
+        open_memory(str(partial), write=False, fifo=True)
+
+
 def test_open_memory_opens_nothing_but_a_regular_file(partial: Path, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(partial)
     for path in (tmp_path / "link", tmp_path / "none", tmp_path):

@@ -26,10 +26,12 @@ from qmpsnap.run.record_search import read_records
 from qmpsnap.run.safe_open import (
     WrongKind,
     append_file,
+    create_fifo,
     create_file,
     kernel_text,
     open_block,
     open_directory,
+    open_fifo,
     open_file,
 )
 
@@ -231,6 +233,27 @@ def test_open_directory_follows_no_link_on_request(tmp_path: Path) -> None:
 def test_open_block_opens_block_devices_alone(planted: Path) -> None:
     with pytest.raises(OSError, match=r"^(?!.*waited)"):
         open_block(str(planted))
+
+
+def test_open_fifo_opens_a_fifo_at_once_and_nothing_else(tmp_path: Path) -> None:
+    fifo, file, link = (str(tmp_path / name) for name in ("fifo", "file", "link"))
+    create_fifo(fifo)
+    assert stat.S_IMODE(Path(fifo).stat().st_mode) == 0o600
+    Path(link).symlink_to(fifo)
+    Path(file).touch()
+    with pytest.raises(FileExistsError):
+        create_fifo(file)
+    with pytest.raises(OSError, match="No such device or address"):  # nobody reads
+        open_fifo(fifo, write=True)
+    reader = open_fifo(fifo)
+    writer = open_fifo(fifo, write=True)
+    os.write(writer, b"data")
+    assert os.read(reader, 9) == b"data"
+    os.close(reader)
+    os.close(writer)
+    for other in (file, link):
+        with pytest.raises(WrongKind):
+            open_fifo(other)
 
 
 def test_append_file_appends_and_does_not_wait_for_a_reader(tmp_path: Path) -> None:

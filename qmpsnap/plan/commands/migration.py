@@ -14,7 +14,7 @@ from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.step import Step
 
 Way = Literal["fd", "fdset"]
-"""How QEMU gets an open file: by getfd and `fd:` (7.2), or by add-fd and `file:/dev/fdset/N`."""
+"""How QEMU gets an open file: by getfd and `fd:` (7.2, and a FIFO), or by add-fd and `file:/dev/fdset/N`."""
 
 Until = Literal["settled", "writing", "saved", "kept", "loaded"]
 """What is waited for.
@@ -48,7 +48,7 @@ def _setting(command: str, arguments: Frozen[str, object]) -> Step:
     return Step(on="qmp", command=command, kind="set", arguments=arguments, restores=True, owed=True)
 
 
-def pass_file(file: str, number: int, way: Way, *, write: bool, inode: int = 0) -> Step:
+def pass_file(file: str, number: int, way: Way, *, write: bool, inode: int = 0, fifo: bool = False) -> Step:
     """Give QEMU an open file over the monitor. QAPI: getfd, add-fd.
 
     Args:
@@ -57,6 +57,7 @@ def pass_file(file: str, number: int, way: Way, *, write: bool, inode: int = 0) 
         way: How.
         write: Whether QEMU writes to it.
         inode: Of a file that QEMU reads: that of the one that was inspected.
+        fifo: Whether it is a FIFO, from which QEMU reads.
     """
     return Step(
         on="qmp",
@@ -65,7 +66,7 @@ def pass_file(file: str, number: int, way: Way, *, write: bool, inode: int = 0) 
         arguments=Frozen({"fdname": f"qmpsnap-{number}"})
         if way == "fd"
         else Frozen({"fdset-id": number, "opaque": "qmpsnap"}),
-        detail=Frozen(file=file, number=number, write=write, inode=inode),
+        detail=Frozen(file=file, number=number, write=write, inode=inode, **({"fifo": True} if fifo else {})),
         undo=(release_file(number, way),),
         restores=True,
     )

@@ -244,6 +244,7 @@ class Passage:
         mapped: Whether the memory is in a file that QEMU maps, and is not part of the state.
         write: Whether QEMU writes the file.
         inode: Of a file that it reads: that of the one that was inspected.
+        fifo: Whether it reads a FIFO.
     """
 
     machine: Machine
@@ -253,11 +254,12 @@ class Passage:
     mapped: bool = False
     write: bool = True
     inode: int = 0
+    fifo: bool = False
 
     @property
     def way(self) -> Way:
         """How QEMU gets the file."""
-        return way_of(self.machine)
+        return "fd" if self.fifo else way_of(self.machine)
 
     @property
     def may_stop(self) -> bool:
@@ -307,7 +309,7 @@ class Passage:
     @property
     def passed(self) -> Step:
         """The step that gives QEMU the file."""
-        return pass_file(self.file, self.number, self.way, write=self.write, inode=self.inode)
+        return pass_file(self.file, self.number, self.way, write=self.write, inode=self.inode, fifo=self.fifo)
 
     @property
     def uri(self) -> str:

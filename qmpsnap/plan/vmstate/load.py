@@ -37,6 +37,8 @@ _SAME_FILES = "start this QEMU where it sees the same files as qmpsnap: in no ot
 
 def ask(intent: Load, _graph: Graph, _state_dir: str) -> Ask:
     """Return what the planner asks: about the overlays, and the file of VM state."""
+    if intent.fifo:
+        return Ask(files=tuple(intent.disks.values()))
     file = intent.state.file
     return Ask(files=(*intent.disks.values(), file), memories=(file,))
 
@@ -52,7 +54,8 @@ def plan(intent: Load, scene: GuestScene) -> Plan:
     Raises:
         MachineDiffers: When it is another machine, or a disk does not read its overlay.
         Unsupported: When it does not wait for VM state, has run already, or sees other files than we do.
-        InvalidTarget: When the file of VM state is missing, incomplete, or not the checkpoint's.
+        InvalidTarget: When the file of VM state is missing, incomplete, or not the checkpoint's. What comes
+            through a FIFO is not known yet.
     """
     machine, state = scene.machine, intent.state
     refuse_other(machine, state.fingerprint, what=repr(intent.name))
@@ -71,6 +74,10 @@ def plan(intent: Load, scene: GuestScene) -> Plan:
         refuse_store(state, machine, scene, intent.name)
         load, open_steps = load_store(state, token, scene)
         steps, after = (*load, *go_on), undone(open_steps)
+    elif intent.fifo:
+        steps, after = load_steps(
+            machine, intent.fifo, file_number(token), running=intent.resume, mapped=intent.mapped, fifo=True
+        )
     else:
         note = whole_note(scene.files, state.file)
         fact = scene.files.memories[state.file]

@@ -161,9 +161,19 @@ def plan_restore(intent: Restore, scene: GuestScene) -> Plan:
 
 
 def load_steps(
-    machine: Machine, file: str, number: int, *, running: bool, inode: int, mapped: bool = False
+    machine: Machine,
+    file: str,
+    number: int,
+    *,
+    running: bool,
+    inode: int = 0,
+    mapped: bool = False,
+    fifo: bool = False,
 ) -> tuple[tuple[Step, ...], tuple[Step, ...]]:
-    """The steps that load a memory file into a QEMU that waits for it, and the cleanup; or refuse."""
+    """The steps that load a memory file, or what comes through a FIFO, and the cleanup; or refuse.
+
+    QEMU has to wait for VM state.
+    """
     if not machine.incoming:
         raise Unsupported(
             f"the machine is in the state {machine.status}, not waiting for VM state",
@@ -171,7 +181,7 @@ def load_steps(
             hint="start a new QEMU with -S -incoming defer",
         )
     need_open_files(machine)
-    passage = Passage(machine, file, number, mapped=mapped, write=False, inode=inode)
+    passage = Passage(machine, file, number, mapped=mapped, write=False, inode=inode, fifo=fifo)
     go_on = (cont(),) if running else ()
     steps = (
         *passage.capabilities,

@@ -79,6 +79,11 @@ def test_a_file_is_passed_released_and_named_by_its_number(
     assert uri(7, way) == name
 
 
+def test_a_fifo_that_is_passed_is_told_from_a_file() -> None:
+    step = pass_file("/m", 7, "fd", write=False, fifo=True)
+    assert step.detail == {"file": "/m", "number": 7, "write": False, "inode": 0, "fifo": True}
+
+
 @each("may_stop", [True, False])
 def test_a_migration_that_hangs_the_guest_when_it_is_cancelled_is_waited_for_instead(
     *, may_stop: bool

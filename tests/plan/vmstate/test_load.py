@@ -76,6 +76,23 @@ def test_load_leaves_out_memory_that_is_mapped() -> None:
     ]
 
 
+def test_load_reads_a_stream_through_a_fifo_while_its_file_is_still_written() -> None:
+    found = FakeFiles(OVER)  # which has no such file
+    intent = Load("c1", STREAM, DISKS, fifo="/t/stream")
+    plan = planned(intent, OVER, files=found, machine=a_machine(OVER, **WAITING))
+    assert commands(plan) == [
+        *("migrate-set-capabilities", "getfd", "migrate-incoming", "await-migration"),
+        "migrate-set-capabilities",
+    ]
+    _, passed, incoming, *_ = plan.steps
+    assert (passed.detail["file"], passed.detail["fifo"], passed.detail["write"]) == (
+        "/t/stream",
+        True,
+        False,
+    )
+    assert incoming.arguments == {"uri": f"fd:{passed.arguments['fdname']}"}
+
+
 OTHER = replace(FINGERPRINT, memory=1 << 20)
 REFUSED: dict[str, tuple[Load, FakeFiles, dict[str, Any], type[Refused], str]] = {
     "another machine": (
@@ -105,6 +122,13 @@ REFUSED: dict[str, tuple[Load, FakeFiles, dict[str, Any], type[Refused], str]] =
         WAITING,
         MachineDiffers,
         "its disk vdb reads nothing, not /tmp/b.qcow2",
+    ),
+    "it is another machine than that whose memory is still written": (
+        Load("c1", replace(STREAM, fingerprint=OTHER), DISKS, fifo="/t/stream"),
+        files(),
+        WAITING,
+        MachineDiffers,
+        "'c1' belongs to another machine: it has 268435456 bytes of memory, not 1048576",
     ),
     "it has run": (Load("c1", STREAM, DISKS), files(), {}, Unsupported, "not waiting for VM state"),
     "it runs": (Load("c1", STORE, DISKS), files(), {}, Unsupported, "state running, not paused"),

@@ -1,0 +1,124 @@
+"""Passes on a file of VM state through a FIFO to a QEMU, also while another QEMU still writes it.
+
+The second QEMU so loads the state while it is being saved. The first one does not wait for it, as it would if
+both had the ends of one pipe: a guest that runs has to wait whenever its memory cannot be written.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import stat
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Final
+
+from qmpsnap.run.safe_open import create_fifo, open_fifo, open_file
+
+_LOOK: Final = 0.001  # seconds between two looks: each passes on what was written, and no event tells of that
+_PIPE_BYTES: Final = 1 << 20  # what any user may have, unless an administrator says otherwise
+
+
+class Fifo:
+    """A FIFO through which a QEMU gets one file of VM state. Blocking.
+
+    What is in it stays there until QEMU opens it, and QEMU waits for more until all was passed on.
+
+    Attributes:
+        path: The FIFO, which QEMU has to open.
+        error: Why the file could not be read to its end; None: nothing has failed so far.
+        stopped: Set to let `pass_on` return.
+    """
+
+    def __init__(self, path: str) -> None:
+        """Create it.
+
+        Raises:
+            OSError: When that fails.
+        """
+        self.path = path
+        self.error: OSError | None = None
+        self.stopped = threading.Event()
+        self._passing = threading.Lock()
+        with ExitStack() as stack:
+            create_fifo(path)
+            self._reader = open_fifo(path)
+            stack.callback(os.close, self._reader)
+            self._writer: int | None = open_fifo(path, write=True)
+            stack.pop_all()
+
+    def pass_on(self, file: int) -> None:
+        """Return when all was passed on and nobody writes the file any more, or after `stop`.
+
+        Args:
+            file: Descriptor of the file, which a QEMU that writes it has locked.
+        """
+        with self._passing:
+            try:
+                if self._writer is not None:
+                    self._copy(file, self._writer)
+            except OSError as error:
+                self.error = error
+            self._end()
+
+    def stop(self) -> None:
+        """Let `pass_on` return; QEMU finds the end of what it reads, also if nothing was passed on yet."""
+        self.stopped.set()
+        if self._passing.acquire(blocking=False):  # else `pass_on` does it
+            self._end()
+            self._passing.release()
+
+    def close(self) -> None:
+        """Drop what nobody has read; no `pass_on` runs any more."""
+        self._end()
+        os.close(self._reader)
+
+    def _end(self) -> None:
+        if self._writer is not None:
+            os.close(self._writer)
+            self._writer = None
+
+    def _copy(self, file: int, writer: int) -> None:
+        with suppress(OSError):
+            fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+        pause = _LOOK * min(1.0, fcntl.fcntl(writer, fcntl.F_GETPIPE_SZ) / _PIPE_BYTES)
+        closed = False
+        while not self.stopped.is_set():
+            try:
+                moved = os.splice(file, writer, _PIPE_BYTES, flags=os.SPLICE_F_NONBLOCK)
+            except BlockingIOError:  # the FIFO is full
+                moved = 1
+            if not moved:
+                if closed:
+                    return
+                if closed := _is_closed(file):  # then what it has written before is passed on, too
+                    continue
+            self.stopped.wait(pause)
+
+
+def _is_closed(file: int) -> bool:
+    """Whether QEMU has closed the file: the lock on it goes with its last descriptor."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    fcntl.flock(file, fcntl.LOCK_UN)
+    return True
+
+
+@contextmanager
+def opened(file: str) -> Iterator[int]:
+    """Open a private file of ours to pass it on.
+
+    Raises:
+        OSError: When it cannot be opened, or is not one.
+    """
+    descriptor = open_file(file)
+    try:
+        status = os.fstat(descriptor)
+        if status.st_uid != os.geteuid() or status.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+            raise OSError(0, "it is not a file of ours")
+        yield descriptor
+    finally:
+        os.close(descriptor)
