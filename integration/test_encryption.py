@@ -12,6 +12,7 @@ import pytest
 
 from integration.known_images import KIB, MIB, QEMUS, overwritten
 from integration.machines import listing, messages, traced
+from qmpsnap import launch
 from qmpsnap.errors import Changed, CommandFailed, Unsupported
 from qmpsnap.plan.checks.encryption import CLEAR
 from qmpsnap.plan.intent import (
@@ -344,6 +345,70 @@ async def test_checkpoint_in_the_clear_encrypts_its_overlays_nevertheless(qemu, 
     )
     assert clear(tmp_path) <= {memory}
     assert reads(qemu, on(node, done.chains["vda"][0]), tmp_path) == blocks(0, 1)
+
+
+# How the disk is given, its chain, and where the passphrase is.
+AGAIN = [
+    ("blockdev", "encrypted", "data"),
+    ("drive", "encrypted", "file"),
+    ("blockdev", "plain on encrypted", "file"),
+    ("drive", "plain on encrypted", "data"),
+    pytest.param("blockdev", "luks", "data", marks=pytest.mark.one_qemu),
+    pytest.param("drive", "luks", "file", marks=pytest.mark.one_qemu),
+    pytest.param("blockdev", "raw on luks", "file", marks=pytest.mark.one_qemu),
+]
+
+
+@pytest.mark.parametrize(("given_as", "chain", "word"), AGAIN)
+async def test_revert_in_a_new_qemu_opens_each_layer_with_its_secret(qemu, tmp_path, given_as, chain, word):
+    file, node = encrypted(qemu, tmp_path, "qcow2" if chain.startswith(("enc", "plain")) else chain)
+    drive = f"format=qcow2,file={file},encrypt.key-secret=s"
+    if chain == "plain on encrypted":
+        top = qemu.create(tmp_path / "top.img", MIB, backing=file)
+        node = {"driver": "qcow2", "file": {"driver": "file", "filename": top}, "backing": node}
+        drive = f"format=qcow2,file={top},backing.encrypt.key-secret=s"
+    elif chain == "luks":
+        drive = f"format=luks,file={file},key-secret=s"
+    (tmp_path / "word").write_text("abc")
+    secret = SECRET[1] if word == "data" else f"secret,id=s,file={tmp_path}/word"
+    disk = (
+        ("-drive", f"if=none,id=d,cache=none,{drive}", "-device", "virtio-blk-pci,drive=d,id=vda")
+        if given_as == "drive"
+        else given(node)
+    )
+    argv = [qemu.system, "-nodefaults", "-display", "none", "-m", "32", "-object", secret, *disk, "-S"]
+    async with launch(argv) as vm:
+        await qemu_io(vm, 0)
+        await vm.execute("cont")
+        await vm.checkpoint("one", mode="stop", plain=True)
+        await qemu_io(vm, 1)
+        (note,) = (await vm.plan(Revert("one", into="new"))).notes
+        async with vm.reverted("one") as new:
+            layers = (await new.graph()).disks["vda"].layers
+            secrets = {"plain on encrypted": ["", "", "s"]}.get(chain, ["s", "s"])
+            assert [layer.secret for layer in layers] == secrets
+            await qemu_io(new, 2)
+            await new.snapshot("two")
+            await qemu_io(new, 3)
+            newest = (await new.graph()).disks["vda"].layers[0]
+    assert newest.encrypted is (chain != "plain on encrypted")
+    # What the note says to start QEMU with opens the image, too.
+    opened = json.loads(note.partition("-blockdev '")[2].removesuffix("'"))
+    name = opened.pop("node-name")
+    assert (name, opened["file"]["filename"]) == ("vda", layers[0].file)
+    if newest.encrypted:
+        assert {path for path in clear(tmp_path) if "memory" not in path} == set()
+    for image, marked in ((opened, [0, 2]), (on(opened, newest.file), [0, 2, 3])):
+        if image is not opened and not newest.encrypted:
+            image.pop("encrypt")
+        read = reads(qemu, image, tmp_path)
+        assert [n for n in range(MIB // BLOCK) if read[n * BLOCK :].startswith(MARK)] == marked
+
+
+async def qemu_io(vm, block):
+    """Write a block as the guest would."""
+    line = f'qemu-io -d /machine/peripheral/vda/virtio-backend "write -P 0xa7 {block * BLOCK} {BLOCK}"'
+    await vm.execute("human-monitor-command", {"command-line": line})
 
 
 async def test_memory_does_not_go_inside_an_encrypted_image_which_would_end_qemu(qemu, machine, tmp_path):

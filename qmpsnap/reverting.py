@@ -37,7 +37,9 @@ async def reverted_in_new(
         raise
     loaded = False
     try:
-        async with launcher(Start(disks=done.prepared, incoming=not stored, paused=True)) as new:
+        async with launcher(
+            Start(disks=done.prepared, nodes=plan.nodes, incoming=not stored, paused=True)
+        ) as new:
             await new.do(Revert(name, into="incoming"))
             loaded = True
             await woken(new, wake, what=f"the revert to {name!r}", hint=ENDED)

@@ -62,6 +62,8 @@ class Start:
 
     Attributes:
         disks: The image that each disk starts from, by the disk's name; each is a qcow2 image.
+        nodes: Of each of these disks that has an encrypted layer, the options that open its image, as
+            `-blockdev` takes them in JSON, without a node name. They name the secret object of each layer.
         memory: The file that is the guest's memory; None: memory as in the first QEMU.
         incoming: Whether QEMU waits for VM state, which qmpsnap then loads.
         paused: Whether the guest stays paused until qmpsnap resumes it; with `incoming` it always does.
@@ -72,6 +74,7 @@ class Start:
     """
 
     disks: Mapping[str, str] = field(default_factory=Frozen)
+    nodes: Mapping[str, Mapping[str, object]] = field(default_factory=Frozen)
     memory: GuestMemory | None = None
     incoming: bool = False
     paused: bool = False

@@ -46,6 +46,7 @@ class Plan:
         run_state: The run state that the plan was made in, if it depends on that; else "".
         state_bytes: Bytes of the VM state that is loaded, where they are known beforehand.
         prepared: Overlays for another QEMU to start from, by disk.
+        nodes: Of those with an encrypted layer, the options that open them; see `Start.nodes`.
         memory: The file of VM state that it is to load, or "".
         repeats: What removes the records of earlier operations that say no more than this one's, which stays
             when it fails.
@@ -74,6 +75,7 @@ class Plan:
     run_state: str = ""
     state_bytes: int = 0
     prepared: Mapping[str, str] = field(default_factory=Frozen)
+    nodes: Mapping[str, Mapping[str, object]] = field(default_factory=Frozen)
     memory: str = ""
     deleted: tuple[str, ...] = ()
     finishes: str = ""

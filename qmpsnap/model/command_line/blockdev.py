@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from qmpsnap.errors import Unsupported
@@ -44,21 +45,35 @@ def is_written(nodes: Mapping[str, Node], root: str) -> bool:
     return nodes[root].get("read-only") not in {True, "on", "yes", "true"}
 
 
-def with_image(options: Sequence[Option], images: Mapping[str, str]) -> list[Option]:
+@dataclass(frozen=True, slots=True)
+class Image:
+    """The image that a disk gets, in qcow2.
+
+    Attributes:
+        file: Its path.
+        opened: If it has an encrypted layer, the options that open it; see `Start.nodes`. None: as the
+            former image.
+    """
+
+    file: str
+    opened: Mapping[str, object] | None = None
+
+
+def with_image(options: Sequence[Option], images: Mapping[str, Image]) -> list[Option]:
     """Return the options with other images, in qcow2, beneath some root nodes; filters stay.
 
     Nodes that no device uses, or that none uses any more, are left out: QEMU would open their images.
 
     Args:
         options: The options.
-        images: Path of the image, by the root node's name.
+        images: The image, by the root node's name.
 
     Raises:
         Unsupported: When an option cannot be read, or two disks have the same image.
     """
     before, read = dict(_read(options)), dict(_read(options))
     nodes = {str(node.get("node-name", "")): node for node in read.values()}
-    replaced: dict[int, str] = {}
+    replaced: dict[int, Image] = {}
     for root, image in images.items():
         node = _below_filters(nodes, nodes[root])
         if replaced.setdefault(id(node), image) != image:
@@ -141,7 +156,7 @@ def _below_filters(nodes: Mapping[str, Node], root: Node) -> Node:
     return node
 
 
-def _replace(nodes: Mapping[str, Node], node: Node, image: str) -> None:
+def _replace(nodes: Mapping[str, Node], node: Node, image: Image) -> None:
     """Replace a node that is not a filter by the image."""
     file = node.get("file") if node.get("driver") in _FORMATS else None
     old = nodes.get(file) if isinstance(file, str) else file
@@ -150,7 +165,10 @@ def _replace(nodes: Mapping[str, Node], node: Node, image: str) -> None:
         for key, value in node.items()
         if key in _ANY_NODE or (node.get("driver") == "qcow2" and key not in {"driver", *_CHAIN})
     }
-    fresh: Node = {"driver": "file", "filename": image}
+    if image.opened is not None:
+        options.pop("encrypt", None)
+        options |= image.opened
+    fresh: Node = {"driver": "file", "filename": image.file}
     if isinstance(old, dict):
         keep = _ANY_FILE if old.get("driver") in _FILES else _ANY_NODE
         fresh |= {key: value for key, value in old.items() if key in keep}

@@ -6,13 +6,14 @@ without an id were tried on 7.2, 10.0 and 11.1.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from qmpsnap.errors import Unsupported
-from qmpsnap.model.command_line.blockdev import is_written, nodes_of, with_image
+from qmpsnap.model.command_line.blockdev import Image, is_written, nodes_of, with_image
 from qmpsnap.model.command_line.options import (
     Option,
     Pairs,
@@ -43,6 +44,7 @@ _UNITS: Final = {"ide": 2, "scsi": 7}  # of a bus; elsewhere there is one bus
 _ON: Final = frozenset({"on", "yes", "true"})
 # Keys that only an image of the former format can have.
 _OF_THE_IMAGE: Final = frozenset({"file", "format", "driver", "offset", "size", "backing", "data-file"})
+_OF_ENCRYPTION: Final = frozenset({"encrypt", "key-secret"})
 
 
 # Keys that a drive has whatever its image is. QEMU: qemu_common_drive_opts and legacy options (blockdev.c).
@@ -87,12 +89,15 @@ def disks_of(options: Sequence[Option]) -> dict[str, int | str]:
     return disks
 
 
-def with_images(options: Sequence[Option], images: Mapping[str, str]) -> list[Option]:
+def with_images(
+    options: Sequence[Option], images: Mapping[str, str], opened: Mapping[str, Mapping[str, object]]
+) -> list[Option]:
     """Return the options with another image, in qcow2, for each of these disks.
 
     Args:
         options: The options.
         images: Path of the image of each disk, by the disk's name.
+        opened: Of those with an encrypted layer, the options that open the image; see `Start.nodes`.
 
     Raises:
         Unsupported: When the option of a disk is not found or cannot be read; or when a writable disk gets no
@@ -100,8 +105,9 @@ def with_images(options: Sequence[Option], images: Mapping[str, str]) -> list[Op
     """
     disks = disks_of(options)
     changed = list(options)
-    roots: dict[str, str] = {}
-    for disk, image in images.items():
+    roots: dict[str, Image] = {}
+    for disk, file in images.items():
+        image = Image(file, opened.get(disk))
         match disks.get(disk):
             case None:
                 others = f"recognised are {', '.join(disks)}" if disks else "none is recognised"
@@ -144,13 +150,16 @@ def _has_medium(keys: Pairs) -> bool:
     return any(key.partition(".")[0] in {"file", "filename", "driver"} for key, _ in keys)
 
 
-def _drive_with(option: Option, image: str) -> Option:
+def _drive_with(option: Option, image: Image) -> Option:
     keys = _keys(option)
     if any(key.partition(".")[0] == "file" for key, _ in keys):
         keys = [(key, value) for key, value in keys if key.partition(".")[0] not in _OF_THE_IMAGE]
     else:  # `driver=nbd,path=...`: each key may be of that driver
         keys = [(key, value) for key, value in keys if key.partition(".")[0] in _OF_A_DRIVE]
-    return Option("-drive", write_keys([("file", image), ("format", "qcow2"), *keys]))
+    if image.opened is None:
+        return Option("-drive", write_keys([("file", image.file), ("format", "qcow2"), *keys]))
+    keys = [(key, value) for key, value in keys if key.partition(".")[0] not in _OF_ENCRYPTION]
+    return Option("-drive", write_keys([("file", f"json:{json.dumps(image.opened)}"), *keys]))
 
 
 def _keys(option: Option) -> Pairs:
@@ -211,9 +220,9 @@ def _devices(options: Sequence[Option], drives: Mapping[str, _Drive]) -> Iterato
     """
     plain = [option for option in options if option.name in {"-device", "-virtfs"}]
     count = 0
-    for json in (False, True):
+    for in_json in (False, True):
         for option in plain:
-            if is_json(option.value or "") is not json:
+            if is_json(option.value or "") is not in_json:
                 continue
             keys = read_keys(option, "driver") if option.name == "-device" else []
             name, root = last(keys, "id"), last(keys, "drive")
@@ -223,5 +232,5 @@ def _devices(options: Sequence[Option], drives: Mapping[str, _Drive]) -> Iterato
                     name = ""
             if root:
                 yield name, root
-        if not json:
+        if not in_json:
             count += sum(last(drive.keys, "if") == "virtio" for drive in drives.values())

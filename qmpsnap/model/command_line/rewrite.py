@@ -30,7 +30,7 @@ def for_start(argv: Sequence[str], start: Start) -> list[str]:
     for option in options:
         if option.name == "-readconfig":  # before its disks are missed on the command line
             own.of(option)
-    options = with_images(options, start.disks)
+    options = with_images(options, start.disks, start.nodes)
     options, more = with_memory(options, start)
     rewritten = [other for option in options if (other := own.of(option)) is not None]
     if not {"-display", "-nographic"} & {option.name for option in rewritten}:

@@ -7,12 +7,16 @@ the keys and what the guest has read, and a raw copy cannot be encrypted (docs/d
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Mapping, Sequence
 
 from qmpsnap.errors import Unsupported
 from qmpsnap.model.files import Files
+from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.graph import Disk, Graph, Layer
+from qmpsnap.model.hints import quoted
 from qmpsnap.model.step import Overlay, Root
+from qmpsnap.plan.commands.block import luks_options
 from qmpsnap.plan.commands.files import LuksHeader
 
 CLEAR = "an encrypted disk's data in the clear"
@@ -44,6 +48,51 @@ def encryption_notes(images: Iterable[Overlay | Root]) -> tuple[str, ...]:
         f"{file} is encrypted as the disk was: QEMU opens it, like every encrypted layer below, with the "
         f"secret {secret!r}"
         for file, secret in secrets.items()
+    )
+
+
+def opened_again(root: Root, below: Sequence[Layer], files: Files) -> Mapping[str, object]:
+    """The options with which another QEMU opens a new root, down to the last encrypted layer.
+
+    What lies below that is opened as the header of the layer says.
+
+    Args:
+        root: The root, a qcow2 image.
+        below: The layers that it is backed by, from the top.
+        files: What is known of their files.
+
+    Returns:
+        The options as `-blockdev` takes them in JSON, without a node name; empty if no layer is encrypted.
+    """
+    layers = [(root.file, "qcow2", root.secret), *((each.file, _opens(each), each.secret) for each in below)]
+    node: dict[str, object] = {}
+    for file, driver, secret in reversed(layers):
+        if not secret and not node:
+            continue
+        backing = {"backing": node} if node else {}
+        key = {"key-secret": secret} if driver == "luks" else {"encrypt": luks_options(secret)}
+        fact = files.files.get(file)
+        is_device = fact is not None and fact.kind == "block"
+        image = {"driver": "host_device" if is_device else "file", "filename": file}
+        node = {"driver": driver, **(key if secret else {}), "file": image, **backing}
+    return Frozen(node)
+
+
+def _opens(layer: Layer) -> str:
+    """The driver that opens a layer: raw on a node of LUKS, which alone encrypts it, reads what that reads.
+
+    No `backing` is opened whose file has a file of its own: "Can't specify 'file' and 'filename' options at
+    the same time", 7.2 to 11.1.
+    """
+    return "luks" if layer.encrypted and layer.format == "raw" else layer.format
+
+
+def opening_notes(nodes: Mapping[str, Mapping[str, object]]) -> tuple[str, ...]:
+    """What whoever starts another QEMU by hand has to know, of those disks that have an encrypted layer."""
+    return tuple(
+        f"{disk} has an encrypted layer: it is opened by "
+        f"-blockdev {quoted(json.dumps({'node-name': disk, **node}))}"
+        for disk, node in nodes.items()
     )
 
 

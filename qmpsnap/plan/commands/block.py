@@ -143,7 +143,7 @@ def blockdev_add(
         **_io(io, unmap=unmap),
     }
     if secret:
-        options["encrypt"] = {"format": "luks", "key-secret": secret}
+        options["encrypt"] = luks_options(secret)
     if backing is not None or alone:
         options["backing"] = backing
     if read_only:
@@ -156,6 +156,11 @@ def blockdev_add(
         effect=AddNode(node, format, file),
         restores=restores,
     )
+
+
+def luks_options(secret: str) -> dict[str, str]:
+    """The option `encrypt` of an encrypted qcow2 image, with the id of the secret object that opens it."""
+    return {"format": "luks", "key-secret": secret}
 
 
 def open_store(node: str, file: str) -> Step:

@@ -5,13 +5,17 @@ First overlays are created, from which it is started; then it loads the memory f
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+
 from qmpsnap.errors import MachineDiffers, NotInChain, Unsupported
+from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.hints import command
 from qmpsnap.model.machine import Machine
 from qmpsnap.model.memory import MemoryNote
 from qmpsnap.model.names import digest, job_id
 from qmpsnap.model.record import MomentRecord
 from qmpsnap.model.step import Stage, Step
+from qmpsnap.plan.checks.encryption import opened_again, opening_notes
 from qmpsnap.plan.checks.opened import refuse_window
 from qmpsnap.plan.commands.records import keep_branch
 from qmpsnap.plan.commands.state import cont
@@ -19,7 +23,7 @@ from qmpsnap.plan.intent import Revert
 from qmpsnap.plan.plan import Plan
 from qmpsnap.plan.recording import finished, recorded
 from qmpsnap.plan.scene import GuestScene, Scene
-from qmpsnap.plan.vmstate.branch import branch_token, branches, record_of
+from qmpsnap.plan.vmstate.branch import Branch, branch_token, branches, record_of
 from qmpsnap.plan.vmstate.common import file_number, refuse_changed, refuse_other, undone
 from qmpsnap.plan.vmstate.in_place import load_store, refuse_broken, refuse_store
 from qmpsnap.plan.vmstate.revert import disks_of, left_out, new_overlays
@@ -47,6 +51,7 @@ def plan_prepare(intent: Revert, scene: Scene) -> Plan:
     left = left_out(intent, scene.graph, scene.files)
     new = branches(moment, disks_of(record, scene, left), token, scene, in_place=False)
     overlays = new_overlays(new)
+    nodes = _nodes(new, scene)
     operation_id = job_id("revert", "keep", token)
     plan = Plan(
         op="revert-prepare",
@@ -68,8 +73,9 @@ def plan_prepare(intent: Revert, scene: Scene) -> Plan:
         ),
         before=scene.graph,
         prepared=overlays,
+        nodes=nodes,
         memory=memory,
-        notes=notes,
+        notes=(*notes, *opening_notes(nodes)),
     )
     return recorded(plan, record.directory, id=operation_id, created=scene.now, name=intent.name)
 
@@ -129,6 +135,16 @@ def plan_incoming(intent: Revert, scene: GuestScene) -> Plan:
         run_state=machine.status,
         state_bytes=size,
     )
+
+
+def _nodes(new: Iterable[Branch], scene: Scene) -> Frozen[str, Mapping[str, object]]:
+    """The options that open each overlay that has an encrypted layer, by disk."""
+    nodes = {
+        branch.disk.name: opened_again(branch.root, branch.disk.layers[branch.inside :], scene.files)
+        for branch in new
+        if branch.inside is not None
+    }
+    return Frozen({disk: node for disk, node in nodes.items() if node})
 
 
 def _memory_of(record: MomentRecord, scene: Scene) -> tuple[str, tuple[str, ...]]:

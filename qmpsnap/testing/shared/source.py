@@ -115,7 +115,7 @@ def _refuse_other_disks(argv: Sequence[str], disks: Sequence[MachineDisk]) -> No
     """Refuse a command line if qmpsnap_disks leaves out a disk that can be written to, or has one more."""
     _, options = split(words("qmpsnap_machine", argv))
     try:
-        with_images(options, {disk.name: path_text("file", disk.file) for disk in disks})
+        with_images(options, {disk.name: path_text("file", disk.file) for disk in disks}, {})
     except Unsupported as error:
         error.hint = error.hint.replace("Start.disks", "qmpsnap_disks").replace(
             "give launcher=", "return a launcher from qmpsnap_machine"

@@ -133,6 +133,41 @@ def test_libvirts_chain_is_replaced_whole():
     ]  # fmt: skip
 
 
+ENCRYPT = {"format": "luks", "key-secret": "s"}
+BASE = {"driver": "qcow2", "encrypt": ENCRYPT, "file": {"driver": "file", "filename": "/b,1"}}
+IMAGE = {"driver": "file", "filename": "/n"}
+OPENED = {
+    "encrypted": {"driver": "qcow2", "encrypt": ENCRYPT, "file": IMAGE, "backing": BASE},
+    "plain": {"driver": "qcow2", "file": IMAGE, "backing": BASE},
+}
+
+
+@pytest.mark.parametrize("of", OPENED)
+def test_image_with_an_encrypted_layer_is_opened_as_the_start_says(of: str) -> None:
+    start = Start(disks={"vda": "/n"}, nodes={"vda": OPENED[of]})
+    line = "-drive file=/a,format=luks,if=none,id=d,cache=none,key-secret=old,encrypt.key-secret=old -device ide-hd,drive=d,id=vda"
+    argv = for_start(["qemu-system-x86_64", *line.split()], start)
+    keys = [word.replace("\0", ",") for word in argv[2].replace(",,", "\0").split(",")]
+    assert keys == [f"file=json:{json.dumps(OPENED[of])}", "if=none", "id=d", "cache=none"]
+    nodes = [
+        {"node-name": "base", "driver": "qcow2", "encrypt": ENCRYPT, "file": {"driver": "file", "filename": "/b,1"}},
+        {"node-name": "top", "driver": "qcow2", "discard": "unmap", "encrypt": {"format": "luks", "key-secret": "old"}, "backing": "base", "file": {"driver": "file", "filename": "/a", "aio": "io_uring"}},
+    ]  # fmt: skip
+    line = " ".join(f"-blockdev '{json.dumps(node)}'" for node in nodes) + " -device ide-hd,drive=top,id=vda"
+    argv = for_start(["qemu-system-x86_64", *shlex.split(line)], start)
+    opened = {**OPENED[of], "file": {**IMAGE, "aio": "io_uring"}, "node-name": "top", "discard": "unmap"}
+    assert [json.loads(word) for word in argv if word[0] == "{"] == [opened]
+    dotted = "-blockdev qcow2,node-name=top,encrypt.format=luks,encrypt.key-secret=old,file.driver=file,file.filename=/a"
+    argv = for_start(["qemu-system-x86_64", *dotted.split(), "-device", "ide-hd,drive=top,id=vda"], start)
+    keys = [word.replace("\0", ",") for word in argv[2].replace(",,", "\0").split(",")]
+    below = ["backing.driver=qcow2", "backing.encrypt.format=luks", "backing.encrypt.key-secret=s"]
+    below += ["backing.file.driver=file", "backing.file.filename=/b,1"]
+    own = ["encrypt.format=luks", "encrypt.key-secret=s"] if of == "encrypted" else []
+    assert sorted(keys) == sorted(
+        ["qcow2", "node-name=top", "file.driver=file", "file.filename=/n", *own, *below]
+    )
+
+
 def test_two_disks_with_one_image_are_refused() -> None:
     line = (
         "-blockdev raw,node-name=r,file.driver=file,file.filename=a -blockdev throttle,node-name=t,throttle-group=g,file=r "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING
 
 import pytest
@@ -9,8 +10,12 @@ from msgspec.structs import replace
 
 from qmpsnap.errors import Unsupported
 from qmpsnap.model.files import FileFact, Files
+from qmpsnap.model.graph import Io
+from qmpsnap.model.step import Root
 from qmpsnap.plan.checks.encryption import (
     CLEAR,
+    opened_again,
+    opening_notes,
     refuse_clear_data,
     refuse_clear_memory,
     refuse_clear_overlay,
@@ -36,6 +41,40 @@ def drawn(drawing: str, *secret: int, name: str = "vda") -> Disk:
 SECRET = drawn("base*", 0)
 COVERED = drawn("base <- s1*", 1)
 PLAIN = drawn("base <- s1*", name="vdb")
+
+
+def test_another_qemu_opens_each_layer_down_to_the_last_encrypted_one_with_its_secret() -> None:
+    below = tuple(
+        replace(layer, encrypted=True, secret=secret) if secret else layer
+        for layer, secret in zip(drawn("base <- s1 <- s2 <- s3*").layers, ("", "a", "b", ""), strict=True)
+    )
+    (s3, s2, s1, base), root = below, Root("vda", "n", "/d/new", "qcow2", below[0].file, (), Io(), "a")
+    opened = opened_again(root, below, Files(shared=True))
+
+    def node(file: str, secret: str, **more: object) -> dict[str, object]:
+        encrypt = {"encrypt": {"format": "luks", "key-secret": secret}} if secret else {}
+        return {"driver": "qcow2", **encrypt, "file": {"driver": "file", "filename": file}, **more}
+
+    last = node(s1.file, "b")
+    under = node(s3.file, "", backing=node(s2.file, "a", backing=last))
+    assert opened == node("/d/new", "a", backing=under)
+    assert opened_again(replace(root, secret=""), below[3:], Files(shared=True)) == {}
+    devices = Files(shared=True, files={base.file: FileFact("block")})
+    for form in ("luks", "raw"):  # a node of LUKS, alone or below one of raw
+        luks = replace(base, format=form, encrypted=True, secret="c")
+        image = {"driver": "host_device", "filename": base.file}
+        assert opened_again(replace(root, secret=""), (luks,), devices) == node(
+            "/d/new", "", backing={"driver": "luks", "key-secret": "c", "file": image}
+        )
+
+
+def test_note_says_how_another_qemu_opens_an_encrypted_disk() -> None:
+    assert opening_notes({}) == ()
+    (note,) = opening_notes({"vda": {"driver": "qcow2", "file": {"driver": "file", "filename": "/d/it's"}}})
+    assert shlex.split(note) == [
+        *("vda", "has", "an", "encrypted", "layer:", "it", "is", "opened", "by", "-blockdev"),
+        '{"node-name": "vda", "driver": "qcow2", "file": {"driver": "file", "filename": "/d/it\'s"}}',
+    ]
 
 
 def test_secret_is_that_of_the_first_layer_whose_header_can_be_copied() -> None:
