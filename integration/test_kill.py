@@ -22,7 +22,9 @@ from integration.cases import CASES
 from integration.harness import Rig, stepped
 from integration.known_images import QEMUS
 from integration.machines import SOON
+from qmpsnap.cli.result import result_lines
 from qmpsnap.errors import Changed, JobFailed, LinkLost
+from qmpsnap.run.outcome import Done
 
 ROOT = Path(__file__).resolve().parents[1]
 STREAMS = {"stream", "delete up"}
@@ -69,7 +71,11 @@ def clients():
 
 
 async def end(vm):
-    """Do as one does who comes later: wait for whatever `jobs` and the records show."""
+    """Do as one does who comes later: wait for whatever `jobs` and the records show.
+
+    Returns:
+        The result; the error if the operation had failed; None if there was nothing.
+    """
     ids = {record.id for record in await vm.jobs.interrupted()} | {
         job.id for job in await vm.jobs.list() if job.mine
     }
@@ -77,10 +83,23 @@ async def end(vm):
     for job_id in ids:
         with anyio.fail_after(20):
             try:
-                await vm.jobs.wait(job_id)
+                return await vm.jobs.wait(job_id)
             except JobFailed as failed:
                 return failed
     return None
+
+
+def check_told(result, case, *, done):
+    """Demand that a result says whether anything was changed, as is so; `done` is from `Rig.cleared`."""
+    if not isinstance(result, Done):
+        return
+    assert result_lines(result)[0].endswith("nothing was changed") is not result.changed
+    if result.ended == "unknown":  # nothing but the disks' bytes shows whether it was loaded
+        assert result.op == "revert-internal"
+    elif "keeps" in case:  # it changes nothing that can be seen
+        assert result.changed is (result.ended == "finished")
+    else:
+        assert (result.ended == "rolled-back", result.changed) == (not done, done)
 
 
 async def states(qemu, name, folder):
@@ -92,7 +111,7 @@ async def states(qemu, name, folder):
             await vm.run(await vm.plan(rig.intent))
             found = vm._target.states
         async with running.connect() as vm:
-            assert await end(vm) is None
+            assert not isinstance(await end(vm), JobFailed)
             done = await rig.cleared(vm)
         running.check_nothing_left()
         rig.check_machine(done=done)
@@ -139,12 +158,15 @@ async def test_killed_client_leaves_what_the_next_one_ends(qemu, tmp_path, every
                 while again and points:
                     assert run(running, rig, name, points.pop(0)) == -9
                     async with running.connect() as vm:
-                        failed = await end(vm)
+                        result = await end(vm)
                         done = await rig.cleared(vm)
                     running.check_nothing_left()
                     rig.check_machine(done=done)
-                    # A stream that had not begun and one that failed look alike.
-                    assert failed is None or (name in STREAMS and not done and failed.changed is Changed.NO)
+                    check_told(result, name, done=done)
+                    if isinstance(
+                        result, JobFailed
+                    ):  # a stream that had not begun and one that failed look alike
+                        assert (name in STREAMS, done, result.changed) == (True, False, Changed.NO)
                     again = rig.reusable(done=done)
             rig.verify(done=done)
             rig.forget_records()
@@ -167,9 +189,9 @@ async def test_killed_qemu_ends_the_operation_and_the_next_start_goes_on(qemu, t
             with contextlib.ExitStack() as stack:
                 stack.enter_context(running)
                 async with running.connect() as vm:
-                    failed = await end(vm)
-                    if failed is not None and "mirror" in name:
-                        assert "left there" in failed.message
+                    result = await end(vm)
+                    if isinstance(result, JobFailed) and "mirror" in name:
+                        assert "left there" in result.message
                         Path(rig.path("vda/copy")).unlink()
                     done = await rig.cleared(vm)
                 again = rig.reusable(done=done) and rig.case.prepare is None and bool(points)

@@ -18,8 +18,8 @@ from integration.harness import Rig, stepped_offline
 from integration.known_images import QEMUS
 from integration.machines import wait_for
 from integration.off import daemons, offline
-from integration.test_kill import clients, end
-from qmpsnap.errors import LinkLost
+from integration.test_kill import check_told, clients, end
+from qmpsnap.errors import JobFailed, LinkLost
 
 NAMES = (
     "snapshot", "snapshot inside", "stream", "commit", "active commit", "commit that keeps",
@@ -74,11 +74,13 @@ async def test_next_client_ends_what_was_under_way(qemu, tmp_path, everything, n
                 await daemon_killed_at(point, rig)
             wait_for(lambda rig=rig: not daemons(rig.folder), "the daemon's end")
             async with offline(qemu, rig.active) as vm:
-                failed = await end(vm)
-                if failed is not None and "mirror" in name:
-                    assert "left there" in failed.message
+                result = await end(vm)
+                failed = isinstance(result, JobFailed)
+                if failed and "mirror" in name:
+                    assert "left there" in result.message
                     Path(rig.path("vda/copy")).unlink()
                 done = await rig.cleared(vm)
-                assert failed is None or not done
+                assert not (failed and done)
+                check_told(result, name, done=done)
             rig.verify(done=done, leaks=True)
             rig.forget_records()

@@ -14,7 +14,7 @@ import pytest
 from integration.cases import CASES
 from integration.harness import Rig, forget_images
 from integration.known_images import KIB, MIB
-from integration.test_kill import clients, end
+from integration.test_kill import check_told, clients, end
 
 NAMES = ["checkpoint inside", "checkpoint by jobs", "revert inside", "revert by jobs"]
 AFTER = 0.02  # seconds
@@ -55,7 +55,7 @@ async def test_killed_client_leaves_qemu_in_the_middle_and_the_next_one_finds_it
         killed = time.time()
         assert resumed(running) > killed
         async with running.connect() as vm:
-            assert await end(vm) is None
+            check_told(await end(vm), name, done=True)
             assert await rig.cleared(vm)
         running.check_nothing_left()
     rig.verify(done=True)

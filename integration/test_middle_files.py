@@ -11,8 +11,9 @@ import pytest
 
 from integration.cases import CASES
 from integration.harness import Rig
-from integration.test_kill import clients, end
+from integration.test_kill import check_told, clients, end
 from integration.test_middle import AFTER, memory  # noqa: F401 - a fixture
+from qmpsnap.run.outcome import Done
 
 # What becomes of each: taken back, or brought to its end.
 ENDS = {
@@ -46,8 +47,10 @@ async def test_killed_client_leaves_a_file_half_written_and_the_next_one_puts_al
         # While a job saves or loads QEMU answers nobody, on a busy host for longer than a client waits.
         running.qmp("query-status")
         async with running.connect() as vm:
-            assert await end(vm) is None
+            result = await end(vm)
             done = await rig.cleared(vm)
+            assert isinstance(result, Done)
+            check_told(result, name, done=done)
             listed = [one.name for one in (await vm.moments()).moments]
         assert done is ENDS[name]
         assert listed == (["ck"] if name == "revert in place" else [])

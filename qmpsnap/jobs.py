@@ -317,6 +317,7 @@ class Jobs:
             notes=(stopped.message,),
             job_id=plan.finishes,
             changed=stopped.changed is not Changed.NO,
+            ended="cancelled",
         )
 
     async def _rest(self, job_id: str, *, foreign: bool) -> Plan | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import MappingProxyType
 
 from qmpsnap.cli.output import chain_lines, duration, start_lines
@@ -9,7 +10,7 @@ from qmpsnap.model.graph import draw
 from qmpsnap.model.names import is_invalid_name
 from qmpsnap.model.printable import printable
 from qmpsnap.model.units import size
-from qmpsnap.plan.plan import NOTHING_TO_DELETE
+from qmpsnap.plan.plan import NOTHING_TO_DELETE, Ended
 from qmpsnap.run.outcome import Done
 
 _VERBS = MappingProxyType(
@@ -18,6 +19,15 @@ _VERBS = MappingProxyType(
         "checkpoint-internal": "checkpoint --mode internal",
         "revert-prepare": "revert",
         "revert-internal": "revert",
+    }
+)
+_ENDS: Mapping[Ended, str] = MappingProxyType(
+    {
+        "finished": "done",
+        "rolled-back": "rolled back",
+        "partial": "not completed",
+        "unknown": "left as it is",
+        "cancelled": "stopped",
     }
 )
 _WHOLE_MACHINE = frozenset({"checkpoint", "revert", "save", "restore"})
@@ -55,8 +65,10 @@ def _notes(done: Done) -> list[str]:
 
 
 def _facts(done: Done) -> list[str]:
-    # An operation that was stopped has no time of its own; its notes say how it ended.
-    facts = [f"done in {duration(done.elapsed_s)}" if done.elapsed_s else "stopped"]
+    took = f" in {duration(done.elapsed_s)}" if done.elapsed_s else ""  # 0: another client has finished it
+    facts = [f"{_ENDS[done.ended]}{took}"]
+    if done.ended == "rolled-back":
+        return [*facts, *(() if done.changed else ("nothing was changed",))]
     if done.op.partition("-")[0] in _WHOLE_MACHINE:
         if done.bytes:
             facts.append(f"VM state of {size(done.bytes)}")

@@ -6,6 +6,7 @@ import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.graph import Chains, Graph, draw
@@ -18,6 +19,13 @@ from qmpsnap.plan.commands.records import record_of
 from qmpsnap.plan.effect import apply_all
 from qmpsnap.plan.intent import Intent
 from qmpsnap.plan.picture import picture_of_change
+
+Ended = Literal["finished", "rolled-back", "partial", "unknown", "cancelled"]
+"""How an operation has ended, or with a plan will have.
+
+"cancelled": as asked for. The others are ends of an operation that was interrupted: "rolled-back", all is as
+it was before; "partial", a part of it stays; "unknown", nothing shows how far it came.
+"""
 
 NOTHING_TO_DELETE = "nothing to delete"
 _SAVES = frozenset({"migrate", "snapshot-save", "savevm"})
@@ -53,6 +61,7 @@ class Plan:
         deleted: Names of the snapshots that are deleted.
         finishes: Id of the interrupted operation that it finishes or rolls back, or "".
         takes_over: The records of that operation, one for each directory; locked meanwhile.
+        ended: How an operation that was interrupted ends by it.
         vanished: Why the operation cannot be called a success although nothing is left to do, or "".
         then: Plans that run after this one, each with its own job and record, made for the chains that the
             plan before predicts. They are not one transaction: after a failure the earlier ones stay done.
@@ -80,6 +89,7 @@ class Plan:
     deleted: tuple[str, ...] = ()
     finishes: str = ""
     takes_over: tuple[IntentRecord, ...] = ()
+    ended: Ended = "finished"
     vanished: str = ""
     repeats: tuple[Step, ...] = ()
     then: tuple[Plan, ...] = ()

@@ -27,7 +27,7 @@ from qmpsnap.plan.commands.block import blockdev_add, blockdev_del
 from qmpsnap.plan.commands.files import create_file, remove_orphan
 from qmpsnap.plan.commands.jobs import adopt_job, await_job, end_copy, job_complete, job_dismiss, job_finalize
 from qmpsnap.plan.commands.records import write_record
-from qmpsnap.plan.plan import Plan
+from qmpsnap.plan.plan import Ended, Plan
 from qmpsnap.plan.record_places import record_directories, state_questions
 from qmpsnap.plan.recorded_steps import backing_of, finish, free, tidied
 from qmpsnap.plan.recording import local_chains
@@ -240,7 +240,7 @@ def _job_gone(record: IntentRecord, scene: Scene) -> Plan:
         return _plan(record.op, disks, scene, (), record=record, vanished=vanished)
     if record.invalid:
         not_begun = Stage(_NOT_STARTED, remove_record, tidy=True)
-        return _plan(record.op, disks, scene, (not_begun,), notes=(_NOT_STARTED,))
+        return _plan(record.op, disks, scene, (not_begun,), notes=(_NOT_STARTED,), ended="rolled-back")
     gone = Stage("the job is gone", remove_record, tidy=True)
     vanished = "the job was gone before its end; no snapshot was lost"
     return _plan(record.op, disks, scene, (gone,), vanished=vanished)
@@ -263,7 +263,8 @@ def _copy_left(record: IntentRecord, scene: Scene, disks: tuple[str, ...]) -> Pl
         stays = f"{record.target} stays: it is not known whose empty file it is"
         notes = (_NOT_STARTED,) if ours or fact.kind == "missing" else (_NOT_STARTED, stays)
         steps = (*close_nodes, *orphan, *remove_record)
-        return _plan(record.op, disks, scene, (Stage(_NOT_STARTED, steps, tidy=True),), notes=notes)
+        stages = (Stage(_NOT_STARTED, steps, tidy=True),)
+        return _plan(record.op, disks, scene, stages, notes=notes, ended="rolled-back")
     return _plan(
         record.op,
         disks,
@@ -292,6 +293,7 @@ def _plan(
     moves: tuple[str, ...] = (),
     notes: tuple[str, ...] = (),
     resumes: tuple[Step, ...] = (),
+    ended: Ended = "finished",
     vanished: str = "",
 ) -> Plan:
     """The plan; with `record` where its job exists, or the chain shows the outcome."""
@@ -309,5 +311,6 @@ def _plan(
         invalid_if_stopped=record.invalid if record is not None else (),
         notes=tuple(dict.fromkeys((*record.notes, *notes))) if record is not None and not vanished else notes,
         resumes=resumes,
+        ended=ended,
         vanished=vanished,
     )

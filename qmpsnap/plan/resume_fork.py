@@ -156,6 +156,7 @@ def _recorded(record: IntentRecord, scene: GuestScene) -> Plan:
         stages=(Stage("end the checkpoint", steps, verify=True), Stage("clean up", tidy, tidy=True)),
         before=scene.graph,
         after=scene.graph,
+        ended="rolled-back",
     )
 
 

@@ -39,7 +39,7 @@ from qmpsnap.plan.commands.jobs import done_and_dismissed
 from qmpsnap.plan.commands.migration import await_closed
 from qmpsnap.plan.commands.state import cont, snapshot_load, system_reset
 from qmpsnap.plan.ownership import has_checkpoint, has_moment, ran_here, superseded_by
-from qmpsnap.plan.plan import Plan
+from qmpsnap.plan.plan import Ended, Plan
 from qmpsnap.plan.recorded_steps import finish, removed, set_back, tidied
 from qmpsnap.plan.resume_ends import end_and_resume, ends_job, migrated_away
 from qmpsnap.plan.scene import GuestScene, Scene
@@ -82,7 +82,7 @@ def _rest(record: IntentRecord, scene: Scene) -> Plan:
     later = superseded_by(record, scene.files.records)
     if later is not None:
         note = f"a later operation uses the overlays of {record.id}: {later.id}"
-        return _only_finish(record, scene, note)
+        return _only_finish(record, scene, note, ended="unknown")
     overlays = record.overlays
     moved = tuple(disk for disk in disks if overlays.get(disk) in scene.graph.disks[disk].files)
     if isinstance(scene, GuestScene) and record.loads and moved:
@@ -99,9 +99,9 @@ def _outcome(record: IntentRecord, *, done: bool) -> str:
     return text.format(op=record.op, name=record.name, file=file)
 
 
-def _only_finish(record: IntentRecord, scene: Scene, note: str) -> Plan:
+def _only_finish(record: IntentRecord, scene: Scene, note: str, *, ended: Ended = "finished") -> Plan:
     """Remove only the record: its files and overlays belong to a moment, or to another operation."""
-    return _plan(record, scene, (), finish(record, scene), (note,))
+    return _plan(record, scene, (), finish(record, scene), (note,), ended=ended)
 
 
 def _complete(record: IntentRecord, scene: Scene, moved: tuple[str, ...]) -> Plan:
@@ -114,7 +114,8 @@ def _complete(record: IntentRecord, scene: Scene, moved: tuple[str, ...]) -> Pla
 def _roll_back(record: IntentRecord, scene: Scene) -> Plan:
     """No disk has moved: resume the guest, and remove what was created."""
     tidy = (*set_back(record, scene), *removed(record, scene), *finish(record, scene))
-    return _plan(record, scene, end_and_resume(record, scene), tidy, (_outcome(record, done=False),))
+    note = _outcome(record, done=False)
+    return _plan(record, scene, end_and_resume(record, scene), tidy, (note,), ended="rolled-back")
 
 
 def _plan(
@@ -126,6 +127,7 @@ def _plan(
     *,
     moves: tuple[str, ...] = (),
     whole: bool = False,
+    ended: Ended = "finished",
     vanished: str = "",
 ) -> Plan:
     """The plan.
@@ -138,6 +140,7 @@ def _plan(
         notes: Sentences about the outcome.
         moves: Disks whose root has moved.
         whole: Whether the steps change the chains to those with which the operation was to end.
+        ended: How the operation ends by it.
         vanished: Why the operation has not succeeded, or "".
     """
     disks = tuple(disk for disk in record.chains if disk in scene.graph.disks)
@@ -154,6 +157,7 @@ def _plan(
         expect={disk: record.after[disk] for disk in disks if disk in record.after} if whole else {},
         moves=moves,
         notes=tuple(dict.fromkeys(notes)),
+        ended=ended,
         vanished=vanished,
     )
 
@@ -196,7 +200,8 @@ def _saved(
         *((remove_state(state.file, record.id, state.tag),) if whole else ()),
         *finish(record, scene),
     )
-    return _plan(record, scene, steps, tidy, tuple(notes), moves=_all(record, taken))
+    ended: Ended = "partial" if taken else "rolled-back"
+    return _plan(record, scene, steps, tidy, tuple(notes), moves=_all(record, taken), ended=ended)
 
 
 def _all(record: IntentRecord, taken: tuple[str, ...]) -> tuple[str, ...]:
@@ -278,7 +283,8 @@ def _reverted(
     if not can_finish:
         notes.append("the guest has run since, or may have run: it stays as it is, and no memory is loaded")
     whole = can_finish or (moved == disks and all(_is_active(disk, record, scene) for disk in disks))
-    if set(moved) < set(disks) and not can_finish:
+    partial = set(moved) < set(disks) and not can_finish
+    if partial:
         others = ", ".join(disk for disk in disks if disk not in moved)
         notes[0] = f"the revert to {record.name!r} is incomplete: {others} was not reverted"
     return _plan(
@@ -289,6 +295,7 @@ def _reverted(
         tuple(notes),
         moves=disks if whole else (),
         whole=whole,
+        ended="partial" if partial else "finished",
         vanished=_half_way(record, scene) if not_run_since and not can_finish else "",
     )
 

@@ -19,7 +19,7 @@ from qmpsnap.plan.commands.jobs import await_job, job_dismiss
 from qmpsnap.plan.commands.records import finish_record, write_record
 from qmpsnap.plan.commands.state import adopt, cont
 from qmpsnap.plan.ownership import ran_here
-from qmpsnap.plan.plan import Plan
+from qmpsnap.plan.plan import Ended, Plan
 from qmpsnap.plan.scene import GuestScene, Scene
 
 JOBS = ("snapshot-save", "snapshot-load", "snapshot-delete")
@@ -72,13 +72,15 @@ def _revert(record: IntentRecord, scene: Scene) -> Plan:
             "a load failed, and the guest is paused; it is not known whether that was the revert to "
             f"{record.name!r}, for QEMU may have been restarted: the machine is left as it is"
         )
-        return _plan(record.op, disks, scene, finish, notes=(note,))
+        return _plan(record.op, disks, scene, finish, notes=(note,), ended="unknown")
     if not _paused_by_this_load(record, scene):
         note = f"no load has failed; QEMU does not tell whether the machine was reverted to {record.name!r}"
-        return _plan(record.op, disks, scene, finish, notes=(note,))
+        return _plan(record.op, disks, scene, finish, notes=(note,), ended="unknown")
     if any(not _has(disk, record.name) for disk in disks):
         note = f"the revert to {record.name!r} failed before anything changed: the guest keeps running"
-        return _plan(record.op, disks, scene, Stage(note, (cont(),)), finish, notes=(note,))
+        return _plan(
+            record.op, disks, scene, Stage(note, (cont(),)), finish, notes=(note,), ended="rolled-back"
+        )
     return _plan(
         record.op,
         disks,
@@ -103,7 +105,7 @@ def _checkpoint(record: IntentRecord, scene: Scene) -> Plan:
             f"known whether it is complete, for {others} is missing, or is on another layer. It was kept; to "
             f"delete it: {command('delete', record.name)}"
         )
-        return _plan(record.op, disks, scene, _finish(record), notes=(note,))
+        return _plan(record.op, disks, scene, _finish(record), notes=(note,), ended="unknown")
     note = f"checkpoint {record.name!r} was not taken"
     if having and isinstance(scene, GuestScene):
         refuse_migrated(scene.machine.guest)  # the deletion would end QEMU then
@@ -120,6 +122,7 @@ def _checkpoint(record: IntentRecord, scene: Scene) -> Plan:
         Stage("delete it from the disks that have it", parts),
         _finish(record),
         notes=(note,),
+        ended="rolled-back",
     )
 
 
@@ -167,6 +170,7 @@ def _plan(
     *stages: Stage,
     notes: tuple[str, ...] = (),
     resumes: tuple[Step, ...] = (),
+    ended: Ended = "finished",
     vanished: str = "",
 ) -> Plan:
     return Plan(
@@ -178,5 +182,6 @@ def _plan(
         after=None,
         notes=notes,
         resumes=resumes,
+        ended=ended,
         vanished=vanished,
     )

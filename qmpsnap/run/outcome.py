@@ -20,7 +20,7 @@ from qmpsnap.model.picture.picture import Picture
 from qmpsnap.model.step import DropNode, Inside, Step
 from qmpsnap.plan.effect import overlays
 from qmpsnap.plan.picture import picture_of_chains
-from qmpsnap.plan.plan import Plan
+from qmpsnap.plan.plan import Ended, Plan
 from qmpsnap.run.target import Progress
 
 if TYPE_CHECKING:
@@ -52,6 +52,8 @@ class Done:
         prepared: Overlays for another QEMU to start from, by disk.
         memory: The file of VM state that it is to load, or "".
         deleted: Names of the snapshots that were deleted.
+        changed: Whether the machine or its layers are other than before the operation.
+        ended: How it has ended; other than "finished" only of one that was interrupted or cancelled.
     """
 
     op: str
@@ -68,6 +70,7 @@ class Done:
     prepared: Mapping[str, str] = field(default_factory=Frozen)
     memory: str = ""
     deleted: tuple[str, ...] = ()
+    ended: Ended = "finished"
 
     def picture(self) -> Picture:
         """The chains of the touched disks."""
@@ -89,6 +92,7 @@ class Done:
         return {
             "op": self.op,
             "changed": self.changed,
+            "ended": self.ended,
             "chains": {disk: list(files) for disk, files in self.chains.items()},
             "active": dict(self.active),
             "standstill_s": self.standstill_s,
@@ -161,7 +165,8 @@ def outcome(plan: Plan, graph: Graph) -> Done:
         job_id=plan.job_id,
         prepared=plan.prepared,
         memory=plan.memory,
-        changed=plan.intent is None or bool(plan.steps),
+        changed=plan.ended != "rolled-back" and (plan.intent is None or bool(plan.steps)),
+        ended=plan.ended,
     )
 
 
@@ -181,6 +186,7 @@ def joined(first: Done, then: Done) -> Done:
         notes=tuple(dict.fromkeys((*first.notes, *then.notes))),
         job_id=then.job_id,
         changed=first.changed or then.changed,
+        ended=then.ended if first.ended == "finished" else first.ended,
     )
 
 

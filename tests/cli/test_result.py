@@ -48,8 +48,23 @@ def test_lines_tell_everything_that_the_result_knows():
     ]
 
 
-def test_lines_of_a_stopped_operation_tell_of_no_time():
-    assert result_lines(Done("stream", {})) == ["stream: stopped"]
+@each(
+    ("ended", "changed", "line"),
+    [
+        ("finished", True, "commit: done in 500 ms"),
+        ("rolled-back", False, "commit: rolled back in 500 ms, nothing was changed"),
+        ("rolled-back", True, "commit: rolled back in 500 ms"),  # of two parts
+        ("partial", True, "commit: not completed in 500 ms"),
+        ("unknown", True, "commit: left as it is in 500 ms"),
+    ],
+)
+def test_lines_say_how_an_interrupted_operation_has_ended(ended, line, *, changed):
+    assert result_lines(Done("commit", {}, elapsed_s=0.5, ended=ended, changed=changed)) == [line]
+
+
+def test_lines_of_a_stopped_operation_and_of_another_client_s_tell_of_no_time():
+    assert result_lines(Done("stream", {}, ended="cancelled")) == ["stream: stopped"]
+    assert result_lines(Done("stream", {}, changed=False)) == ["stream: done"]
 
 
 @each(

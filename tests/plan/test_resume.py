@@ -292,6 +292,7 @@ def test_resume_of_a_mirror_that_had_not_begun_removes_its_empty_target() -> Non
     plan = rested(record.id, TWO, files=files)
     assert plan.steps == (remove_orphan(COPY, None), finish_record(STATE, (record.id,)))
     assert (plan.vanished, plan.notes) == ("", ("the job had not started",))
+    assert plan.ended == "rolled-back"
 
 
 @pytest.mark.parametrize("made", [True, False])
@@ -382,6 +383,7 @@ def test_resume_of_a_commit_that_had_not_begun_removes_the_record() -> None:
     plan = rested(record.id, TWO, files=files)
     assert plan.steps == (finish_record(STATE, (record.id,)),)
     assert (plan.vanished, plan.invalid, plan.notes) == ("", (), ("the job had not started",))
+    assert plan.ended == "rolled-back"
 
 
 @each("seconds", [0.0, -0.05, 3600.0])

@@ -12,6 +12,7 @@ from qmpsnap.model.record import IntentRecord, moment_of
 from qmpsnap.model.step import Stage
 from qmpsnap.plan.commands.records import finish_record
 from qmpsnap.plan.intent import Checkpoint, FileMode
+from qmpsnap.run.outcome import Done
 from tests.each import each
 from tests.plan.scenes import planned
 from tests.run.operations import vm_of
@@ -61,7 +62,9 @@ async def test_fork_whose_client_is_gone_is_shown_and_taken_back(
     (shown,) = await vm.jobs.interrupted()
     assert (is_of_fork(shown.id), shown.name, shown.live, shown.permanent) == (True, NAME, False, False)
     done = await vm.jobs.wait(shown.id)
-    assert done is not None
+    assert isinstance(done, Done)
+    assert done.ended == ("finished" if recorded else "rolled-back")
+    assert done.changed is moved
     assert (await vm.graph()).chains() == MACHINE.chains()  # also where a stream would copy less
     assert ((await vm.jobs.interrupted()), (await vm.moments()).moments, fake.files.records) == ((), (), [])
     assert "remove-scratch" in [step.command for step in fake.performed]

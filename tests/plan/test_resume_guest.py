@@ -92,6 +92,7 @@ def test_resume_gives_a_memory_up_that_nobody_knows_to_be_whole(
     assert not any(step.command in {"seal-memory", "seal-store", "keep-moment"} for step in plan.steps)
     assert plan.steps[-1] == finish_record(record.directory, (record.id,))
     assert "stays" in plan.notes[1]
+    assert plan.ended == "partial"
 
 
 def test_resume_says_what_folds_an_overlay_so_that_it_can_be_typed() -> None:

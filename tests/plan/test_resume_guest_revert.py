@@ -134,7 +134,7 @@ def test_resume_of_a_revert_that_went_half_way_before_the_guest_ran_says_so() ->
     half = graph(of.disks["vda"], TWO.disks["vdb"])
     plan = rested(record, half, files)
     assert tidied(plan, record)
-    assert "vdb was not reverted" in plan.notes[0]
+    assert ("vdb was not reverted" in plan.notes[0], plan.ended) == (True, "partial")
     assert (plan.moves, plan.expect, plan.after) == ((), {}, half)
 
 
@@ -197,7 +197,7 @@ def test_resume_of_a_revert_that_had_only_stopped_the_guest_for_a_load_lets_it_r
     record = replace(record, origin=Origin(ran, process="1:1"))
     files.records[-1] = record
     plan = rested(record, TWO, files, process=process, status="restore-vm")
-    assert (cont() in plan.steps) is runs
+    assert ((cont() in plan.steps), plan.ended) == (runs, "rolled-back")
     assert not any(step.command in {"snapshot-load", "qom-set"} for step in plan.steps)
     assert plan.steps[-1] == finish_record(record.directory, (record.id,))
 

@@ -78,19 +78,20 @@ def rested(
 def test_resume_of_a_checkpoint_that_is_on_every_disk_is_its_record() -> None:
     plan = rested(SAVED, BOTH)
     assert plan.steps == (finish_record(STATE, (SAVE_ID,)),)
-    assert plan.notes == ("checkpoint 'c1' was taken",)
+    assert (plan.notes, plan.ended) == (("checkpoint 'c1' was taken",), "finished")
 
 
 def test_resume_of_a_checkpoint_that_is_on_no_disk_is_its_record() -> None:
     plan = rested(SAVED, NONE)
     assert plan.steps == (finish_record(STATE, (SAVE_ID,)),)
-    assert plan.notes == ("checkpoint 'c1' was not taken",)
+    assert (plan.notes, plan.ended) == (("checkpoint 'c1' was not taken",), "rolled-back")
 
 
 def test_resume_of_a_checkpoint_on_some_disks_alone_is_to_take_it_from_those() -> None:
     plan = rested(SAVED, ONE)
     assert plan.steps == (internal_delete("vda", "vda-s1", "1", "c1"), finish_record(STATE, (SAVE_ID,)))
     assert not plan.stages[0].tidy  # when it fails the record has to stay
+    assert plan.ended == "rolled-back"
 
 
 @each(
@@ -108,6 +109,7 @@ def test_resume_of_a_load_depends_on_the_run_state(
 ) -> None:
     plan = rested(LOADED, of, status=status)
     assert plan.steps == (*([cont()] if resumes else []), finish_record(STATE, (LOAD_ID,)))
+    assert plan.ended == ("rolled-back" if resumes else "finished" if says else "unknown")
     assert says in plan.vanished
     assert bool(says) is bool(plan.vanished)
 

@@ -10,12 +10,13 @@ from msgspec.structs import replace
 from qmpsnap.errors import Changed
 from qmpsnap.model.graph import Graph, Node
 from qmpsnap.plan.intent import Commit, Mirror, Snapshot, Stream
-from qmpsnap.plan.plan import Plan
+from qmpsnap.plan.plan import Ended, Plan
 from qmpsnap.run.outcome import (
     Done,
     Hooks,
     by_qemu,
     invalid_now,
+    joined,
     left_nodes,
     made_files,
     mismatch,
@@ -209,6 +210,24 @@ def test_vanished_says_what_became_of_the_layers(op: str, invalid: tuple[str, ..
     assert (error.message, error.changed, error.invalid) == ("the job is gone", changed, invalid)
 
 
+@each(
+    ("ended", "changed"), [("finished", True), ("rolled-back", False), ("partial", True), ("unknown", True)]
+)
+def test_outcome_of_what_was_interrupted_says_whether_anything_was_changed(
+    ended: Ended, *, changed: bool
+) -> None:
+    done = outcome(Plan("commit", None, ("vda",), (), TWO, TWO, ended=ended), TWO)
+    assert (done.ended, done.changed) == (ended, changed)
+
+
+def test_result_of_two_parts_ends_as_the_first_that_was_not_finished() -> None:
+    finished, back = Done("fork", {}), Done("fork", {}, ended="rolled-back", changed=False)
+    assert [joined(*pair).ended for pair in ((finished, finished), (back, finished), (finished, back))] == [
+        *("finished", "rolled-back", "rolled-back"),
+    ]
+    assert joined(back, finished).changed
+
+
 def test_done_is_printed_as_json() -> None:
     done = Done(
         "snapshot",
@@ -221,6 +240,7 @@ def test_done_is_printed_as_json() -> None:
     assert json.loads(json.dumps(done.to_json())) == {
         "op": "snapshot",
         "changed": True,
+        "ended": "finished",
         "chains": {"vda": [S2, BASE]},
         "active": {"vda": S2},
         "standstill_s": 0.5,
