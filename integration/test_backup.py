@@ -180,6 +180,39 @@ async def test_backup_is_one_at_a_time_on_a_disk(images, machine, tmp_path):
             assert refused == [None, "refused"]
 
 
+@ONE_QEMU
+def test_running_backup_is_listed_with_its_process_which_alone_ends_it(images, machine, tmp_path, temporary):
+    made = images("base <- s1")
+    second = f"{temporary}/second"  # a monitor serves one client
+    extra = ("-qmp", f"unix:{second},server=on,wait=off")
+    with machine(*blockdev("vda", made.active), extra=extra) as running:
+        cli = Cli(running)
+        backup = cli.start("backup", "run", tmp_path / "backups", "--speed", "64K")
+        wait_for(lambda: [*tmp_path.glob("backups/*.partial/vda.qcow2")], "a copy")
+        backup.send_signal(signal.SIGSTOP)  # so that it is not done before we have looked
+        (listed,) = cli("-s", second, "--json", "jobs").json["backups"]
+        name = listed["id"]
+        assert (listed["disks"], listed["process"]["pid"]) == (["vda"], backup.pid)
+        assert listed["age_s"] < 3600
+        text = " ".join(cli("-s", second, "jobs").out.split())
+        assert f"{name}: backup of vda, started" in text
+        assert f"by process {backup.pid} (" in text
+        assert text.endswith(f"wait until it ends; Ctrl-C or SIGTERM stops it (kill {backup.pid})")
+        for verb in ("wait", "cancel"):
+            for typed in (name, name[:-4]):
+                refused = cli("-s", second, "job", verb, typed)
+                assert (refused.code, refused.out) == (3, "")
+                said = refused.err.splitlines()
+                assert said[0].startswith(f"qmpsnap: refused: {name} is no job: process {backup.pid} (")
+                assert said[0].endswith(") is making that backup of vda")
+                assert said[1] == "  nothing was changed"
+        backup.send_signal(signal.SIGINT)
+        backup.send_signal(signal.SIGCONT)
+        assert cli.end(backup).code == 130
+        assert cli("-s", second, "jobs").out == "no jobs\n"
+        assert "there is no job" in cli("-s", second, "job", "wait", name).err
+
+
 async def test_backup_is_complete_although_qemu_was_killed_meanwhile(qemu, images, machine, tmp_path):
     made = images("base <- s1")
     place = tmp_path / "backups"

@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from qmpsnap.jobs import Jobs
     from qmpsnap.launched import Ended, LaunchedVM, launch, launcher_of
     from qmpsnap.machines import address_of, list_machines
-    from qmpsnap.model.backup import BackupDisk, BackupRecord
+    from qmpsnap.model.backup import BackupDisk, BackupRecord, RunningBackup
     from qmpsnap.model.finding import Finding, Severity
     from qmpsnap.model.graph import Bitmap, Disk, Filter, Graph, InternalSnapshot, Io, Layer, Node, draw
     from qmpsnap.model.host_process import HostProcess
@@ -97,7 +97,7 @@ if TYPE_CHECKING:
         Sync,
         Via,
     )
-    from qmpsnap.plan.plan import Plan
+    from qmpsnap.plan.plan import OperationEnd, Plan
     from qmpsnap.run.channel import Console, Port
     from qmpsnap.run.examination import diagnose_monitor
     from qmpsnap.run.freezing import thaw
@@ -117,14 +117,15 @@ __all__ = [  # noqa: RUF022
     "remove_template",
     "Children", "Child",
     "list_machines", "address_of", "RunningQemu", "QmpSocket", "SocketState", "OpenDisk", "HostProcess",
-    "Accelerator", "Bus", "Ended",
+    "Accelerator", "Bus", "Ended", "OperationEnd",
     "Snapshot", "Stream", "Commit", "Mirror", "Checkpoint", "MakeStore", "Revert", "Save", "Restore",
     "Delete", "Prune",
     "Intent", "Mode", "FileMode", "Ending", "Sync", "Format", "OnError", "Folded", "Via", "Into", "Wake",
     "GroupIntent", "GroupMoment", "GroupDone",
     "Plan", "Stage", "Done", "Hooks", "Progress", "View", "DiskView", "ViewLayer", "open_view",
     "diagnose_monitor", "thaw", "Finding", "Severity",
-    "BackedUp", "BackupRecord", "BackupDisk", "list_backups", "verify_backup", "restore_backup",
+    "BackedUp", "BackupRecord", "BackupDisk", "RunningBackup",
+    "list_backups", "verify_backup", "restore_backup",
     "Graph", "Disk", "Layer", "Filter", "Io", "Node", "InternalSnapshot",
     "Moments", "Moment", "MomentKind", "MomentPart", "Tree", "TreeImage", "TreeLine", "Owner",
     "MomentRecord", "IntentRecord", "Origin", "Member", "LeftBehind", "LeftKind",

@@ -10,6 +10,7 @@ import anyio
 
 from qmpsnap.errors import Busy, Changed, ForeignJob, Interrupted, JobFailed, NotFound
 from qmpsnap.model.arguments import Speed, Text, check, number, refuse
+from qmpsnap.model.backup import RunningBackup, is_backup_moment
 from qmpsnap.model.graph import Graph
 from qmpsnap.model.hints import command
 from qmpsnap.model.interrupted import LeftBehind
@@ -57,6 +58,7 @@ class Jobs:
 
         Raises:
             NotFound: When there is no job of that id.
+            Busy: When it is a backup that a client is making, which is no job.
             ForeignJob: When it is not ours, and `foreign` is False.
         """
         _check(job_id, foreign=foreign)
@@ -69,7 +71,21 @@ class Jobs:
                         hint="use --foreign (foreign=True) to act on it nevertheless",
                     )
                 return job
+        if is_backup_moment(job_id):
+            await self._refuse_backup(job_id)
         raise NotFound(f"there is no job {job_id!r}", hint="qmpsnap jobs lists what there is")
+
+    async def backups(self, graph: Graph | None = None) -> tuple[RunningBackup, ...]:
+        """The backups of the machine that clients are making, in this process or another on the host.
+
+        Such a backup is no job: nobody but its client can end it. Empty if QEMU's files are not visible.
+
+        Args:
+            graph: The graph, if it has just been read; None: it is read.
+        """
+        if not isinstance(graph, Graph | None):
+            refuse("graph", graph, "give a graph that graph() returned")
+        return await self._planning.backups(graph)
 
     async def places(self, graph: Graph | None = None) -> Mapping[str, JobPlace]:
         """The disk of each job, the file that it writes, and when its operation began; by job id.
@@ -158,7 +174,7 @@ class Jobs:
             ForeignJob: When the job is not ours.
             JobFailed: When it ended with an error, or vanished, or another client has cancelled it meanwhile.
             JobPaused: When an I/O error paused it.
-            Busy: When its client is still at work, and there is no job to wait for.
+            Busy: When its client is still at work, and there is no job to wait for, as for a backup.
             Interrupted: When `hooks.cancel` or `hooks.detach` was set while another client was at work.
         """
         _check(job_id, foreign=foreign)
@@ -319,6 +335,18 @@ class Jobs:
             changed=stopped.changed is not Changed.NO,
             ended="cancelled",
         )
+
+    async def _refuse_backup(self, name: str) -> None:
+        """Refuse to act on a backup that is running."""
+        for backup in await self.backups():
+            if backup.id == name:
+                who = backup.process or "another process"
+                raise Busy(
+                    f"{name} is no job: {who} is making that backup of {', '.join(backup.disks)}",
+                    node="",
+                    job_id="",
+                    hint=backup.ends,
+                )
 
     async def _rest(self, job_id: str, *, foreign: bool) -> Plan | None:
         """What is left of an operation of ours; None if there is a job that another client finishes."""

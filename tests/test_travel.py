@@ -147,11 +147,11 @@ async def test_every_public_result_spells_itself_as_json_and_is_tried_here() -> 
     ]
     parts = [*graph.disks["vda"].layers, *moments, *(part for moment in moments for part in moment.held)]
     tried = {type(result).__name__ for result in [*await results(), *parts]}
-    # Below, and in model/test_interrupted.py, test_job_place.py, test_template.py, test_running_qemu.py,
-    # test_qapi_schema.py and test_pause.py, in cli/test_explain.py, and in test_watching.py.
+    # Below, and in model/test_interrupted.py, test_job_place.py, test_backup.py, test_template.py,
+    # test_running_qemu.py, test_qapi_schema.py and test_pause.py, in cli/test_explain.py, test_watching.py.
     assert expected - tried == {
         "IntentRecord", "JobPlace", "LeftBehind", "Template", "Meaning",
-        "RunningQemu", "QmpSocket", "OpenDisk", "HostProcess", "Pause",
+        "RunningQemu", "RunningBackup", "QmpSocket", "OpenDisk", "HostProcess", "Pause",
         "Overview", "JobNow",
         "Schema", "SchemaCommand", "SchemaMember", "SchemaType",
     }  # fmt: skip

@@ -180,7 +180,7 @@ def wait(job_id: str, *, foreign: bool) -> None:
 
 
 async def _full_id(vm: VM, typed: str) -> str:
-    """Return the id of the only job or interrupted operation that begins as typed; else what was typed.
+    """Return the only id that begins as typed, of a job, an operation or a backup; else what was typed.
 
     Raises:
         AmbiguousName: When several ids begin so, and none is what was typed.
@@ -190,6 +190,7 @@ async def _full_id(vm: VM, typed: str) -> str:
         return typed
     with suppress(Refused):  # the jobs are known all the same
         ids |= {record.id for record in await vm.jobs.interrupted() if not record.permanent}
+        ids |= {backup.id for backup in await vm.jobs.backups()}
     fitting = sorted(each for each in ids if each.startswith(typed))
     if len(fitting) > 1:
         message = f"{typed!r} is the beginning of the ids of {len(fitting)} jobs"

@@ -13,6 +13,7 @@ from qmpsnap.cli.output import Row, emit, json_line, relative, table, to_stderr,
 from qmpsnap.cli.runner import current_app, run
 from qmpsnap.cli.signals import Signals
 from qmpsnap.errors import Refused
+from qmpsnap.model.backup import RunningBackup
 from qmpsnap.model.interrupted import LeftBehind, finishing, is_of_fork, needs_guest, what_it_was
 from qmpsnap.model.job import ENDED, IoStatus, Job, JobStatus
 from qmpsnap.model.job_place import JobPlace
@@ -29,7 +30,7 @@ _RIGHT = ("DONE", "LIMIT")
     "jobs", example="qmpsnap -s /run/vm1/qmp.sock jobs", short_help="List jobs, and interrupted operations."
 )
 def jobs() -> None:
-    """List the jobs of all clients, and operations that were interrupted."""
+    """List the jobs of all clients, running backups, and operations that were interrupted."""
     closed = bool(current_app().images)  # until something was interrupted: planning the rest needs them open
 
     async def work(vm: VM, _: Signals) -> _Seen:
@@ -37,20 +38,22 @@ def jobs() -> None:
         alive = {job.id for job in running}
         places: Mapping[str, JobPlace] = {}
         behind: tuple[LeftBehind, ...] = ()
+        backups: tuple[RunningBackup, ...] = ()
         try:
             graph = await vm.graph()
             places = await vm.jobs.places(graph) if running else {}
             records = await vm.jobs.interrupted(graph)
             behind = await vm.jobs.left_behind(graph)
+            backups = await vm.jobs.backups(graph)
         except Refused as error:  # the jobs are known, and one of them may be the reason
             to_stderr(f"warning: cannot search for interrupted operations: {printable(error.message)}")
             to_stderr(f"  next: {printable(error.hint)}")
             records = ()
         left = [record for record in records if record.id not in alive and not record.permanent]
         listed = [_Listed(job, places.get(job.id, JobPlace())) for job in running]
-        return _Seen(listed, left, [] if closed else await _planned(vm, left), behind)
+        return _Seen(listed, left, [] if closed else await _planned(vm, left), behind, backups)
 
-    listed, left, interrupted, behind = run(work, looks=True)
+    listed, left, interrupted, behind, backups = run(work, looks=True)
     if closed and left:
         waiting = [_Left(record, "", starts=True) for record in left if needs_guest(record)]
         left = [record for record in left if not needs_guest(record)]
@@ -60,11 +63,14 @@ def jobs() -> None:
             json_line(
                 jobs=[job.to_json() for job in listed],
                 interrupted=[item.to_json() for item in interrupted],
+                backups=[_backup_json(backup) for backup in backups],
                 left=[{**item.to_json(), "ways": [shlex.join(item.remedy)]} for item in behind],
             )
         )
         return
     lines = table(_HEADER, [job.row() for job in listed], right=_RIGHT, indent="") if listed else []
+    for backup in backups:
+        lines += _backup_text(backup)
     for item in interrupted:
         lines += item.text()
     for thing in behind:
@@ -88,12 +94,25 @@ async def _vanished(vm: VM, record: IntentRecord) -> str:
 
 
 class _Seen(NamedTuple):
-    """What there is: jobs, interrupted operations, those of which the rest is planned, and images."""
+    """What there is: jobs, interrupted operations, those of which the rest is planned, images, backups."""
 
     listed: list[_Listed]
     left: list[IntentRecord]
     planned: list[_Left]
     behind: tuple[LeftBehind, ...]
+    backups: tuple[RunningBackup, ...]
+
+
+def _backup_text(backup: RunningBackup) -> list[str]:
+    """The lines of text output about a backup that is running."""
+    who = f", by {backup.process}" if backup.process else ""
+    what = f"{backup.id}: backup of {', '.join(backup.disks)}, started {_ago(backup.created)}{who}"
+    return [*wrap(printable(what), more="  "), f"  {backup.ends}"]
+
+
+def _backup_json(backup: RunningBackup) -> dict[str, object]:
+    """The entry of `--json`."""
+    return {**backup.to_json(), "created": backup.created, "age_s": _age(backup.created)}
 
 
 def _left_behind(left: LeftBehind) -> list[str]:

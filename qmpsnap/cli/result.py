@@ -10,7 +10,7 @@ from qmpsnap.model.graph import draw
 from qmpsnap.model.names import is_invalid_name
 from qmpsnap.model.printable import printable
 from qmpsnap.model.units import size
-from qmpsnap.plan.plan import NOTHING_TO_DELETE, Ended
+from qmpsnap.plan.plan import NOTHING_TO_DELETE, OperationEnd
 from qmpsnap.run.outcome import Done
 
 _VERBS = MappingProxyType(
@@ -21,7 +21,7 @@ _VERBS = MappingProxyType(
         "revert-internal": "revert",
     }
 )
-_ENDS: Mapping[Ended, str] = MappingProxyType(
+_ENDS: Mapping[OperationEnd, str] = MappingProxyType(
     {
         "finished": "done",
         "rolled-back": "rolled back",

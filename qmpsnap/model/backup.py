@@ -15,7 +15,8 @@ from typing import Final, Literal
 
 import msgspec
 
-from qmpsnap.model.frozen import Frozen, FrozenStruct
+from qmpsnap.model.frozen import Frozen, FrozenStruct, JsonStruct
+from qmpsnap.model.host_process import HostProcess
 
 MANIFEST: Final = "manifest.json"
 PARTIAL: Final = ".partial"
@@ -86,6 +87,32 @@ def backup_id(now: str, token: str) -> str:
         token: Eight hex digits.
     """
     return f"{datetime.fromisoformat(now):%Y%m%dT%H%M%SZ}-{token}"
+
+
+class RunningBackup(JsonStruct, frozen=True):
+    """A backup that a client is making, which QEMU knows nothing of.
+
+    Attributes:
+        id: Name of the snapshot from which it copies.
+        disks: Names of the disks.
+        process: The client's process, if we see it.
+    """
+
+    id: str
+    disks: tuple[str, ...]
+    process: HostProcess | None = None
+
+    @property
+    def created(self) -> str:
+        """When it began, in ISO 8601."""
+        text = self.id.removeprefix(_MOMENT).partition("-")[0]
+        return datetime.strptime(text, "%Y%m%dT%H%M%S%z").isoformat()
+
+    @property
+    def ends(self) -> str:
+        """How it ends, as a hint."""
+        stop = "Ctrl-C or SIGTERM stops it"
+        return f"wait until it ends; {stop}{f' (kill {self.process.pid})' if self.process else ''}"
 
 
 def is_backup_id(name: str) -> bool:

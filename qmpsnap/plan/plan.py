@@ -20,7 +20,7 @@ from qmpsnap.plan.effect import apply_all
 from qmpsnap.plan.intent import Intent
 from qmpsnap.plan.picture import picture_of_change
 
-Ended = Literal["finished", "rolled-back", "partial", "unknown", "cancelled"]
+OperationEnd = Literal["finished", "rolled-back", "partial", "unknown", "cancelled"]
 """How an operation has ended, or with a plan will have.
 
 "cancelled": as asked for. The others are ends of an operation that was interrupted: "rolled-back", all is as
@@ -89,7 +89,7 @@ class Plan:
     deleted: tuple[str, ...] = ()
     finishes: str = ""
     takes_over: tuple[IntentRecord, ...] = ()
-    ended: Ended = "finished"
+    ended: OperationEnd = "finished"
     vanished: str = ""
     repeats: tuple[Step, ...] = ()
     then: tuple[Plan, ...] = ()

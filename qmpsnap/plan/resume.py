@@ -27,7 +27,7 @@ from qmpsnap.plan.commands.block import blockdev_add, blockdev_del
 from qmpsnap.plan.commands.files import create_file, remove_orphan
 from qmpsnap.plan.commands.jobs import adopt_job, await_job, end_copy, job_complete, job_dismiss, job_finalize
 from qmpsnap.plan.commands.records import write_record
-from qmpsnap.plan.plan import Ended, Plan
+from qmpsnap.plan.plan import OperationEnd, Plan
 from qmpsnap.plan.record_places import record_directories, state_questions
 from qmpsnap.plan.recorded_steps import backing_of, finish, free, tidied
 from qmpsnap.plan.recording import local_chains
@@ -293,7 +293,7 @@ def _plan(
     moves: tuple[str, ...] = (),
     notes: tuple[str, ...] = (),
     resumes: tuple[Step, ...] = (),
-    ended: Ended = "finished",
+    ended: OperationEnd = "finished",
     vanished: str = "",
 ) -> Plan:
     """The plan; with `record` where its job exists, or the chain shows the outcome."""

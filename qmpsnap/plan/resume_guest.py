@@ -39,7 +39,7 @@ from qmpsnap.plan.commands.jobs import done_and_dismissed
 from qmpsnap.plan.commands.migration import await_closed
 from qmpsnap.plan.commands.state import cont, snapshot_load, system_reset
 from qmpsnap.plan.ownership import has_checkpoint, has_moment, ran_here, superseded_by
-from qmpsnap.plan.plan import Ended, Plan
+from qmpsnap.plan.plan import OperationEnd, Plan
 from qmpsnap.plan.recorded_steps import finish, removed, set_back, tidied
 from qmpsnap.plan.resume_ends import end_and_resume, ends_job, migrated_away
 from qmpsnap.plan.scene import GuestScene, Scene
@@ -99,7 +99,7 @@ def _outcome(record: IntentRecord, *, done: bool) -> str:
     return text.format(op=record.op, name=record.name, file=file)
 
 
-def _only_finish(record: IntentRecord, scene: Scene, note: str, *, ended: Ended = "finished") -> Plan:
+def _only_finish(record: IntentRecord, scene: Scene, note: str, *, ended: OperationEnd = "finished") -> Plan:
     """Remove only the record: its files and overlays belong to a moment, or to another operation."""
     return _plan(record, scene, (), finish(record, scene), (note,), ended=ended)
 
@@ -127,7 +127,7 @@ def _plan(
     *,
     moves: tuple[str, ...] = (),
     whole: bool = False,
-    ended: Ended = "finished",
+    ended: OperationEnd = "finished",
     vanished: str = "",
 ) -> Plan:
     """The plan.
@@ -200,7 +200,7 @@ def _saved(
         *((remove_state(state.file, record.id, state.tag),) if whole else ()),
         *finish(record, scene),
     )
-    ended: Ended = "partial" if taken else "rolled-back"
+    ended: OperationEnd = "partial" if taken else "rolled-back"
     return _plan(record, scene, steps, tidy, tuple(notes), moves=_all(record, taken), ended=ended)
 
 

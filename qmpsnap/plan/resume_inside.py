@@ -19,7 +19,7 @@ from qmpsnap.plan.commands.jobs import await_job, job_dismiss
 from qmpsnap.plan.commands.records import finish_record, write_record
 from qmpsnap.plan.commands.state import adopt, cont
 from qmpsnap.plan.ownership import ran_here
-from qmpsnap.plan.plan import Ended, Plan
+from qmpsnap.plan.plan import OperationEnd, Plan
 from qmpsnap.plan.scene import GuestScene, Scene
 
 JOBS = ("snapshot-save", "snapshot-load", "snapshot-delete")
@@ -170,7 +170,7 @@ def _plan(
     *stages: Stage,
     notes: tuple[str, ...] = (),
     resumes: tuple[Step, ...] = (),
-    ended: Ended = "finished",
+    ended: OperationEnd = "finished",
     vanished: str = "",
 ) -> Plan:
     return Plan(

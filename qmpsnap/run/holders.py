@@ -42,10 +42,15 @@ class Holder(Struct, frozen=True):
     program: str = ""
     user: str = ""
 
+    @property
+    def process(self) -> HostProcess | None:
+        """The process, if its id is known."""
+        return None if self.pid is None else HostProcess(self.pid, self.program, self.user)
+
     def __str__(self) -> str:
         """The holder as a phrase for messages."""
-        if self.pid is not None:
-            return str(HostProcess(self.pid, self.program, self.user))
+        if self.process is not None:
+            return str(self.process)
         return f"the loop device {self.program}" if self.program else "another process"
 
 
@@ -77,6 +82,23 @@ def users(files: Collection[FileId], *, apart: Collection[int | None] = ()) -> d
                 if key in files and key not in found:
                     found[key] = _holder(pid)
     return found
+
+
+def locker(file: FileId, byte: int) -> Holder:
+    """The process that we see with a lock of its own (OFD) on that byte of a file; without an id if none is.
+
+    The kernel tells nobody who asks about such a lock the process, but shows each process its own.
+    """
+    for pid in pids():
+        for number, _ in filter(lambda opened: opened[1] == file, _open(pid, (file,))):
+            try:
+                lines = kernel_text(f"/proc/{pid}/fdinfo/{number}").splitlines()
+            except OSError:  # closed meanwhile
+                continue
+            locks = (line.split() for line in lines if line.startswith("lock:") and "OFDLCK" in line)
+            if any(words[-2:] == [str(byte), str(byte)] for words in locks):
+                return _holder(pid)
+    return Holder()
 
 
 def _holder(pid: int) -> Holder:

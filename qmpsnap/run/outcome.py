@@ -20,7 +20,7 @@ from qmpsnap.model.picture.picture import Picture
 from qmpsnap.model.step import DropNode, Inside, Step
 from qmpsnap.plan.effect import overlays
 from qmpsnap.plan.picture import picture_of_chains
-from qmpsnap.plan.plan import Ended, Plan
+from qmpsnap.plan.plan import OperationEnd, Plan
 from qmpsnap.run.target import Progress
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class Done:
     prepared: Mapping[str, str] = field(default_factory=Frozen)
     memory: str = ""
     deleted: tuple[str, ...] = ()
-    ended: Ended = "finished"
+    ended: OperationEnd = "finished"
 
     def picture(self) -> Picture:
         """The chains of the touched disks."""

@@ -12,6 +12,7 @@ from msgspec.structs import replace
 
 from qmpsnap.errors import InvalidTarget, Refused, StillNeeded, TargetExists
 from qmpsnap.model.arguments import refuse
+from qmpsnap.model.backup import RunningBackup
 from qmpsnap.model.disk_names import find_disk
 from qmpsnap.model.features import Features
 from qmpsnap.model.files import Ask, Files
@@ -28,15 +29,18 @@ from qmpsnap.model.wrong_start import WrongStart
 from qmpsnap.plan import backup as plan_backup
 from qmpsnap.plan import ownership, planner, resume, resume_fork
 from qmpsnap.plan import view as plan_view
+from qmpsnap.plan.checks.backups import ask_backups, running_backups
 from qmpsnap.plan.checks.images import refuse_below
 from qmpsnap.plan.inside.loadable import ask_left
 from qmpsnap.plan.intent import Delete, Intent, Prune
 from qmpsnap.plan.plan import Plan
 from qmpsnap.plan.scene import GuestScene, Scene
 from qmpsnap.run.both import both
+from qmpsnap.run.disk import in_thread
 from qmpsnap.run.outcome import same
 from qmpsnap.run.start_check import StartCheck
 from qmpsnap.run.target import Target, guest_of
+from qmpsnap.run.view_lock import reader
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -294,6 +298,16 @@ class Planning:
         if not any(keeper.state == "left" for keeper in keepers.values()):
             return ()
         return left_behind(keepers, await self.interrupted(graph, live=False))
+
+    async def backups(self, graph: Graph | None) -> tuple[RunningBackup, ...]:
+        """The backups of the machine that clients are making; see `Jobs.backups`."""
+        graph = graph or await self._target.graph()
+        files = await self._target.look(ask_backups(graph), graph)
+        found: list[RunningBackup] = []
+        for moment, layers in running_backups(graph, files).items():
+            holder = await in_thread(partial(reader, next(iter(layers.values())), moment))
+            found.append(RunningBackup(moment, tuple(layers), holder.process))
+        return tuple(found)
 
     async def unfinished(
         self, graph: Graph, found: Sequence[Record], *, live: bool = False

@@ -16,6 +16,7 @@ import struct
 import zlib
 from collections.abc import Iterable
 
+from qmpsnap.run.holders import Holder, locker
 from qmpsnap.run.safe_open import open_file
 
 _FLOCK = struct.Struct("@hhqqi4x")  # struct flock of fcntl.h, where off_t has 64 bits
@@ -57,6 +58,15 @@ def held(file: str, moment: str) -> bool:
     return bool(_FLOCK.unpack(answer)[0] != fcntl.F_UNLCK)
 
 
+def reader(file: str, moment: str) -> Holder:
+    """The process that has marked the moment as being read; without an id if we do not see it."""
+    try:
+        status = os.stat(file)  # noqa: PTH116
+    except (OSError, ValueError):
+        return Holder()
+    return locker((status.st_dev, status.st_ino), _place(moment))
+
+
 class Locks:
     """Marks one moment in several files as being read; `close` ends that.
 
@@ -89,5 +99,9 @@ class Locks:
 
 
 def _flock(kind: int, moment: str) -> bytes:
-    place = _FROM + zlib.crc32(moment.encode(errors="surrogateescape"))
-    return _FLOCK.pack(kind, os.SEEK_SET, place, 1, 0)
+    return _FLOCK.pack(kind, os.SEEK_SET, _place(moment), 1, 0)
+
+
+def _place(moment: str) -> int:
+    """The byte that is locked."""
+    return _FROM + zlib.crc32(moment.encode(errors="surrogateescape"))

@@ -8,6 +8,7 @@ import pytest
 from qmpsnap.model.backup import (
     BackupDisk,
     BackupRecord,
+    RunningBackup,
     backup_id,
     is_backup_id,
     is_backup_moment,
@@ -17,6 +18,7 @@ from qmpsnap.model.backup import (
     read_manifest,
     to_manifest,
 )
+from qmpsnap.model.host_process import HostProcess
 from qmpsnap.model.names import check_name, overlay_files
 from tests.each import each
 
@@ -87,3 +89,15 @@ def test_manifest_that_is_none_is_refused(changes: dict[str, Any], text: str) ->
 def test_manifest_that_is_no_json_is_refused() -> None:
     with pytest.raises(ValueError, match="malformed"):
         read_manifest(b"qcow2", ID)
+
+
+def test_running_backup_says_when_it_began_and_how_it_ends() -> None:
+    backup = RunningBackup("backup-20240501T120000Z-0a1b2c3d", ("vda",), HostProcess(7, "qmpsnap", "alice"))
+    assert backup.created == "2024-05-01T12:00:00+00:00"
+    assert backup.ends == "wait until it ends; Ctrl-C or SIGTERM stops it (kill 7)"
+    assert backup.to_json() == {
+        "id": backup.id,
+        "disks": ("vda",),
+        "process": {"pid": 7, "program": "qmpsnap", "user": "alice"},
+    }
+    assert RunningBackup(backup.id, ()).ends == "wait until it ends; Ctrl-C or SIGTERM stops it"

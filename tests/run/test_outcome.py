@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from qmpsnap.errors import Changed
 from qmpsnap.model.graph import Graph, Node
 from qmpsnap.plan.intent import Commit, Mirror, Snapshot, Stream
-from qmpsnap.plan.plan import Ended, Plan
+from qmpsnap.plan.plan import OperationEnd, Plan
 from qmpsnap.run.outcome import (
     Done,
     Hooks,
@@ -214,7 +214,7 @@ def test_vanished_says_what_became_of_the_layers(op: str, invalid: tuple[str, ..
     ("ended", "changed"), [("finished", True), ("rolled-back", False), ("partial", True), ("unknown", True)]
 )
 def test_outcome_of_what_was_interrupted_says_whether_anything_was_changed(
-    ended: Ended, *, changed: bool
+    ended: OperationEnd, *, changed: bool
 ) -> None:
     done = outcome(Plan("commit", None, ("vda",), (), TWO, TWO, ended=ended), TWO)
     assert (done.ended, done.changed) == (ended, changed)

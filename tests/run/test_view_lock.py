@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from qmpsnap.run.view_lock import Locks, held, hold
+from qmpsnap.run.holders import Holder
+from qmpsnap.run.view_lock import Locks, held, hold, reader
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,6 +23,16 @@ def test_hold_says_that_one_moment_is_read_until_its_descriptor_is_closed(tmp_pa
     assert held(file, "c1")
     os.close(second)
     assert not held(file, "c1")
+
+
+def test_reader_is_the_process_that_marks_that_moment(tmp_path: Path) -> None:
+    file = str(tmp_path / "f")
+    (tmp_path / "f").write_bytes(b"")
+    assert reader(file, "c1") == reader(str(tmp_path / "gone"), "c1") == Holder()
+    (descriptor,) = (each for each in [hold(file, "c1")] if each is not None)
+    assert (reader(file, "c1").pid, reader(file, "c2").pid) == (os.getpid(), None)
+    os.close(descriptor)
+    assert reader(file, "c1") == Holder()
 
 
 def test_locks_mark_several_files_until_they_are_closed(tmp_path: Path) -> None:

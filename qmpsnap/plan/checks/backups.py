@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from qmpsnap.errors import Busy
 from qmpsnap.model.backup import overlay_moment
-from qmpsnap.model.files import Ask
+from qmpsnap.model.files import Ask, Files
 from qmpsnap.model.graph import Disk, Graph
 from qmpsnap.model.step import Inside
 from qmpsnap.plan.plan import Plan
@@ -23,6 +23,20 @@ def ask_backups(graph: Graph) -> Ask:
     )
 
 
+def running_backups(graph: Graph, files: Files) -> dict[str, dict[str, str]]:
+    """The layer of each disk that a running backup copies, by the names of its snapshot and of the disk.
+
+    Args:
+        graph: The machine's disks.
+        files: The answer to `ask_backups`.
+    """
+    running: dict[str, dict[str, str]] = {}
+    for disk in graph.disks.values():
+        for moment, _, covered in _running(files, disk):
+            running.setdefault(moment, {})[disk.name] = covered
+    return running
+
+
 def refuse_read(scene: Scene, file: str) -> None:
     """Refuse to write into a layer, or to remove it, that is being read, if a running backup reads it.
 
@@ -30,7 +44,7 @@ def refuse_read(scene: Scene, file: str) -> None:
         Busy: Naming the backup.
     """
     for disk in scene.graph.disks.values():
-        for moment, _, covered in _running(scene, disk):
+        for moment, _, covered in _running(scene.files, disk):
             if file in disk.files[disk.files.index(covered) :]:
                 raise _busy(moment, disk.name)
 
@@ -47,7 +61,7 @@ def refuse_backed_up(planned: Plan, scene: Scene) -> None:
         for name in part.disks:
             disk = scene.graph.disks[name]
             after = part.chains_after.get(name, ())
-            for moment, overlay, covered in _running(scene, disk):
+            for moment, overlay, covered in _running(scene.files, disk):
                 kept = disk.files[disk.files.index(overlay) :]
                 merged = part.op == "commit" and part.folded == (overlay,) and covered in after
                 if not merged and (after[-len(kept) :] != kept or _snapshot_inside(part, disk, overlay)):
@@ -68,9 +82,9 @@ def _overlays(disk: Disk) -> Iterator[tuple[str, str, str]]:
             yield moment, overlay, covered
 
 
-def _running(scene: Scene, disk: Disk) -> Iterator[tuple[str, str, str]]:
+def _running(files: Files, disk: Disk) -> Iterator[tuple[str, str, str]]:
     """Those of them whose client is at work."""
-    return (found for found in _overlays(disk) if (found[2], found[0]) in scene.files.readers)
+    return (found for found in _overlays(disk) if (found[2], found[0]) in files.readers)
 
 
 def _busy(moment: str, disk: str) -> Busy:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from qmpsnap.errors import Busy
+from qmpsnap.model.files import Files
+from qmpsnap.plan.checks.backups import ask_backups, running_backups
 from qmpsnap.plan.intent import Checkpoint, Commit, Mirror, Snapshot, Stream
 from qmpsnap.testing.drawing import graph
 from qmpsnap.testing.fake_files import FakeFiles
@@ -19,10 +21,19 @@ if TYPE_CHECKING:
 
 MOMENT = "backup-20240501T120000Z-0a1b2c3d"
 COVERED, OVERLAY = "/images/s1.qcow2", f"/images/base.{MOMENT}.qcow2"
+OTHER = "/images/other.qcow2"
 COPY = "/images/copy.qcow2"
 ALL = [(COVERED, MOMENT), (COVERED, ""), ("/images/base.qcow2", "")]
 ACTIVE = f"base <- s1 <- base.{MOMENT}.qcow2*"
 COVERED_BY_N = f"base <- s1 <- base.{MOMENT}.qcow2 <- n*"
+
+
+def test_running_backups_are_those_whose_client_is_at_work() -> None:
+    of = graph(vda=ACTIVE, vdb=f"other <- other.{MOMENT}.qcow2*", vdc="base.backup-2024.qcow2*")
+    assert ask_backups(of).readers == ((COVERED, MOMENT), (OTHER, MOMENT))
+    assert running_backups(of, Files(shared=True)) == {}
+    at_work = Files(shared=True, readers=frozenset({(COVERED, MOMENT), (OTHER, MOMENT)}))
+    assert running_backups(of, at_work) == {MOMENT: {"vda": COVERED, "vdb": OTHER}}
 
 
 @each(
