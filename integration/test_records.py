@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
 
 from integration.known_images import QEMUS
-from integration.machines import drive
+from integration.machines import blockdev, drive
 from qmpsnap.model.record import MomentRecord
 from qmpsnap.model.record_file import from_json, to_json
 from qmpsnap.plan import resume
@@ -53,3 +54,26 @@ async def test_records_of_other_machines_on_the_same_base_are_not_read(qemu, ima
             graph = await vm.graph()
             read = await vm._target.look(resume.ask(graph, state_dir=""), graph)
     assert [one.id for one in read.records] == [record.id]
+
+
+async def test_moments_of_a_directory_with_two_paths_are_listed_once(images, machine, tmp_path):
+    made = images("base", folder="a")
+    other = images("base", folder="c")
+    place = tmp_path / "b"
+    place.mkdir()
+    Path(other.active).rename(tmp_path / "a" / "vdb.qcow2")
+    if subprocess.run(
+        ["mount", "--bind", tmp_path / "a", place], check=False, capture_output=True
+    ).returncode:
+        pytest.skip("only root can mount a directory elsewhere")
+    try:
+        with machine(*blockdev("vda", made.active), *blockdev("vdb", f"{place}/vdb.qcow2")) as running:
+            async with running.connect() as vm:
+                await vm.snapshot("one")
+                await vm.snapshot("two")
+                assert [moment.name for moment in (await vm.moments()).moments] == ["one", "two"]
+                await vm.revert("one")
+                await vm.delete("two")
+                assert [moment.name for moment in (await vm.moments()).moments] == ["one"]
+    finally:
+        subprocess.run(["umount", place], check=True)

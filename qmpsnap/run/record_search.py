@@ -4,7 +4,8 @@ The name of a moment's record holds keys of the layers that lead to it, so those
 read. A directory may hold links to others: beside the base image of another disk that shares moments, or
 beside a base image that its disk no longer has (docs/decisions/finding-records.md). Where another program has
 taken the base image away, there is no link: directories of records that lie in the same place are searched,
-too, but only for moments that a key leads to.
+too, but only for moments that a key leads to. A directory that is reached by two paths (a bind mount) is read
+by the first one.
 """
 
 # Descriptors need os, and paths stay as QEMU spells them:
@@ -15,7 +16,7 @@ from __future__ import annotations
 import os
 import random
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import TypeVar
@@ -242,8 +243,9 @@ def link_name(directory: str) -> str:
 
 
 def _open_all(directories: Iterable[str], bad: list[str]) -> dict[str, tuple[int, _Listing]]:
-    """Open and list the directories, and those that links in them lead to."""
+    """Open and list the directories, and those that links in them lead to; each once, by its first path."""
     opened: dict[str, tuple[int, _Listing]] = {}
+    seen: set[tuple[int, int]] = set()
     asked = dict.fromkeys(directories)
     pending = list(asked)
     for directory in pending:  # which grows
@@ -256,6 +258,8 @@ def _open_all(directories: Iterable[str], bad: list[str]) -> dict[str, tuple[int
         except (OSError, ValueError) as error:
             bad.append(f"{directory}: {reason(error)}")
             continue
+        if not _is_new(descriptor, seen):
+            continue
         listing = _Listing(descriptor)
         opened[directory] = descriptor, listing
         bad += (f"{os.path.join(directory, name)}: {why}" for name, why in listing.bad.items())
@@ -265,9 +269,22 @@ def _open_all(directories: Iterable[str], bad: list[str]) -> dict[str, tuple[int
     return opened
 
 
-def _open_beside(directories: Iterable[str], known: Collection[str]) -> dict[str, tuple[int, _Listing]]:
+def _is_new(descriptor: int, seen: set[tuple[int, int]]) -> bool:
+    """Add an open directory to those that were seen; if it is one of them, close it and return False."""
+    status = os.fstat(descriptor)
+    if (identity := (status.st_dev, status.st_ino)) in seen:
+        os.close(descriptor)
+        return False
+    seen.add(identity)
+    return True
+
+
+def _open_beside(
+    directories: Iterable[str], known: Mapping[str, tuple[int, _Listing]]
+) -> dict[str, tuple[int, _Listing]]:
     """Open and list other directories of records beside these; what cannot be read is passed over."""
     pending = []
+    seen = {(status.st_dev, status.st_ino) for status in (os.fstat(opened) for opened, _ in known.values())}
     for place in dict.fromkeys(os.path.dirname(path) for path in directories if is_state_directory(path)):
         with suppress(OSError):
             pending += [os.path.join(place, name) for name in sorted(os.listdir(place))]
@@ -276,6 +293,8 @@ def _open_beside(directories: Iterable[str], known: Collection[str]) -> dict[str
     for path in pending:  # which grows
         with suppress(OSError, ValueError):
             descriptor = open_trusted(path)
+            if not _is_new(descriptor, seen):
+                continue
             found[path] = descriptor, _Listing(descriptor)
             linked = _linked(found[path][1], descriptor)
             pending += [to for to in linked if to not in known and to not in pending]

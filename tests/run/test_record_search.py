@@ -137,6 +137,26 @@ def test_directories_that_lead_to_each_other_are_opened_once(tmp_path: Path) -> 
     assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
 
 
+def test_a_directory_that_two_paths_lead_to_is_read_once(tmp_path: Path) -> None:
+    """As under a bind mount; a link among the directories above is the same."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").symlink_to("a")
+    put(moment(tmp_path / "a", "one", "s1", "base", "base.qmpsnap"))
+    put(moment(tmp_path / "a", "two", "s2", "s1", "base.qmpsnap"))
+    near = [f"{tmp_path}/a/s2", f"{tmp_path}/b/s1"]
+    for asked in (
+        ["a/base", "b/base"],
+        ["b/base", "a/base"],
+        ["a/s2", "b/s1"],
+        ["a/base", "b/s1"],
+        ["b/base"],
+    ):
+        records, bad = read_records([f"{tmp_path}/{each}.qmpsnap" for each in asked], near=near)
+        assert ([record.name for record in records], bad) == (["one", "two"], ()), asked
+        first = asked[0][0]
+        assert {record.directory for record in records} == {f"{tmp_path}/{first}/base.qmpsnap"}, asked
+
+
 def test_a_record_that_was_read_before_is_read_again_only_when_it_is_another_file(tmp_path: Path) -> None:
     record = moment(tmp_path, "two", "s2", "s1", "base.qmpsnap")
     put(record)
