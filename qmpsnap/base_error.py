@@ -35,6 +35,7 @@ class QmpsnapError(Exception):
     Attributes:
         changed: Whether the chains, or the layers' bytes, were changed.
         hint: What to do next, or "".
+        given_hint: The hint as it was made, which may know the options that it names (model/option_hints.py).
         invalid: Files that no longer hold their moment.
         left: Files, nodes or jobs that stay behind, each with the command that removes it.
         exit_code: Exit code of the command line.
@@ -56,7 +57,8 @@ class QmpsnapError(Exception):
         super().__init__(message)
         self.message = message
         self.changed = changed
-        self.hint = hint
+        self.hint = str(hint)
+        self.given_hint = hint
         self.invalid = tuple(invalid)
         self.left = tuple(left)
 
@@ -113,7 +115,11 @@ class QmpsnapError(Exception):
             "invalid": list(self.invalid),
             "left": list(self.left),
         }
-        more = {key: value for key, value in vars(self).items() if key[0] != "_" and key not in first}
+        more = {
+            key: value
+            for key, value in vars(self).items()
+            if key[0] != "_" and key not in {*first, "given_hint"}
+        }
         if not isinstance(more.get("value"), str | int | float | None):
             more["value"] = repr(more["value"])
         return first | more

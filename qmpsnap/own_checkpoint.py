@@ -24,6 +24,7 @@ from qmpsnap.errors import (
 from qmpsnap.helper import Source, kept_state, source_of
 from qmpsnap.model.hints import command
 from qmpsnap.model.kept_state import KeptState
+from qmpsnap.model.option_hints import names
 from qmpsnap.model.step import Step
 from qmpsnap.model.view import DiskView
 from qmpsnap.one_machine import OneMachine
@@ -69,12 +70,12 @@ async def _planned(vm: OneMachine, checkpoint: Checkpoint) -> Plan:
     try:
         return await vm.plan(checkpoint)
     except (InvalidTarget, Unsupported) as error:  # its hint may name an option that our caller does not have
-        if "--memory" in error.hint:
+        if names(error, "memory"):
             error.hint = (
                 "free some space there, or take a checkpoint first, whose memory is elsewhere "
                 "(checkpoint NAME --memory FILE), and use that"
             )
-        elif "--plain" in error.hint:
+        elif names(error, "plain"):
             error.hint = (
                 "an encrypted disk cannot be forked, nor be part of a template; for a revert alone, take a "
                 "checkpoint with --plain"

@@ -189,6 +189,7 @@ METHODS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
     "watch": ({}, {"interval": SECONDS}),
     "jobs.places": ({}, {"graph": (1, "x", Delete("old"))}),
     "jobs.left_behind": ({}, {"graph": (1, "x", Delete("old"))}),
+    "jobs.backups": ({}, {"graph": (1, "x", Delete("old"))}),
     "jobs.interrupted": ({}, {"graph": (1, "x", Delete("old")), "live": FLAG}),
     "execute": (
         {"command": "stop"},

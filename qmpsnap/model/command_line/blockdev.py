@@ -9,6 +9,7 @@ from typing import Final
 
 from qmpsnap.errors import Unsupported
 from qmpsnap.model.command_line.options import Option, is_json, read_json, read_keys, write_keys
+from qmpsnap.model.option_hints import Hint, Named
 
 Node = dict[str, object]
 """The options of a node, nested as in JSON."""
@@ -80,7 +81,7 @@ def with_image(options: Sequence[Option], images: Mapping[str, Image]) -> list[O
             raise Unsupported(
                 f"another disk has the same image as the node {root!r}: they cannot get images of their own",
                 feature=root,
-                hint="give launcher=, a function that starts such a QEMU from a qmpsnap.Start",
+                hint=Hint(Named("launcher"), ", a function that starts such a QEMU from a qmpsnap.Start"),
             )
         _replace(nodes, node, image)
     while unused := nodes.keys() - _references(options, nodes):

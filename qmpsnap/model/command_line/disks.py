@@ -23,12 +23,15 @@ from qmpsnap.model.command_line.options import (
     read_keys,
     write_keys,
 )
+from qmpsnap.model.option_hints import Hint, Named
 
 _ID: Final = re.compile(r"[A-Za-z][\w.-]*", re.ASCII)  # of a device; the others are device[0], or a path
 
-_NO_ARGUMENT: Final = (
-    "a device on the command line needs this id; for a disk plugged in later, give launcher="
+_NO_ARGUMENT: Final = Hint(
+    "a device on the command line needs this id; for a disk plugged in later, ", Named("launcher")
 )
+
+_NO_ID: Final = Hint("give its device an id, or ", Named("launcher"))
 
 _SHORT: Final[Mapping[str, Pairs]] = {
     "": [("index", "0"), ("media", "disk")],
@@ -114,7 +117,7 @@ def with_images(
                 raise Unsupported(
                     f"no argument of QEMU's command line is recognised as the disk {disk!r}; {others}",
                     feature=disk,
-                    hint=_NO_ARGUMENT if _ID.fullmatch(disk) else "give its device an id, or give launcher=",
+                    hint=_NO_ARGUMENT if _ID.fullmatch(disk) else _NO_ID,
                 )
             case int(place):
                 changed[place] = _drive_with(options[place], image)
@@ -126,8 +129,13 @@ def with_images(
             raise Unsupported(
                 f"two QEMUs would write to the same image of the disk {disk!r}, which gets no other one",
                 feature=disk,
-                hint="name an image for it in Start.disks, or give launcher=; a disk that need not keep what "
-                "is written, such as the flash of a firmware, can have readonly=on or snapshot=on",
+                hint=Hint(
+                    Named("image"),
+                    ", or ",
+                    Named("launcher"),
+                    "; a disk that need not keep what is written, such as the flash of a firmware, can have "
+                    "readonly=on or snapshot=on",
+                ),
             )
     return with_image(changed, roots)
 

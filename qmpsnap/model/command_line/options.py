@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Final, NoReturn
 
 from qmpsnap.errors import Unsupported
+from qmpsnap.model.option_hints import Hint, Named
 
 # qemu-options.hx: the options without HAS_ARG, of QEMU 7.2 to 11.1.
 _WITHOUT_VALUE: Final = frozenset(
@@ -54,7 +55,7 @@ class Option:
         raise Unsupported(
             f"another QEMU cannot be started with {text!r}: {why}",
             feature=text,
-            hint="give launcher=, a function that starts such a QEMU from a qmpsnap.Start",
+            hint=Hint(Named("launcher"), ", a function that starts such a QEMU from a qmpsnap.Start"),
         )
 
 

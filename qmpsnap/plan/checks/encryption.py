@@ -15,6 +15,7 @@ from qmpsnap.model.files import Files
 from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.graph import Disk, Graph, Layer
 from qmpsnap.model.hints import quoted
+from qmpsnap.model.option_hints import Hint, Named
 from qmpsnap.model.step import Overlay, Root
 from qmpsnap.plan.commands.block import luks_options
 from qmpsnap.plan.commands.files import LuksHeader
@@ -22,7 +23,7 @@ from qmpsnap.plan.commands.files import LuksHeader
 CLEAR = "an encrypted disk's data in the clear"
 """Feature of the refusals that `plain` lifts."""
 
-_HINT = "allow it with --plain; snapshots inside the image (--internal) stay encrypted"
+_HINT = Hint("allow it with ", Named("plain"), "; snapshots inside the image (--internal) stay encrypted")
 
 
 def secret_for(layers: Iterable[Layer], files: Files) -> tuple[str, LuksHeader | None]:
@@ -134,7 +135,7 @@ def refuse_clear_data(read: Iterable[Layer], written: str, *, plain: bool, encry
                 f"{layer.file} is encrypted, but {written} is not: its data would be stored there "
                 "unencrypted",
                 feature=CLEAR,
-                hint="allow it with --plain",
+                hint=Hint("allow it with ", Named("plain")),
             )
 
 
@@ -155,7 +156,7 @@ def refuse_clear_memory(graph: Graph, *, plain: bool, where: str = "a file") -> 
             f"{secret[0].name} is encrypted, and the memory, which holds its key, would be stored "
             f"unencrypted in {where}",
             feature=CLEAR,
-            hint="allow it with --plain",
+            hint=Hint("allow it with ", Named("plain")),
         )
 
 
@@ -175,8 +176,11 @@ def refuse_memory_inside(graph: Graph, holder: Disk, *, plain: bool) -> None:
             f"{holder.name} is encrypted ({holder.active.file}), and QEMU aborts (failed assertion) when it "
             "writes VM state into an encrypted image",
             feature="VM state in an encrypted image",
-            hint="use --mode stop or background, with --plain if the memory may be stored unencrypted in a "
-            "file",
+            hint=Hint(
+                "use --mode stop or background, with ",
+                Named("plain"),
+                " if the memory may be stored unencrypted in a file",
+            ),
         )
     refuse_clear_memory(graph, plain=plain, where="an image")
 

@@ -14,6 +14,7 @@ from qmpsnap.errors import StillNeeded, UnsafeImage, Unsupported
 from qmpsnap.model.header import Header, backing_path, is_plain_name
 from qmpsnap.model.hints import command, quoted
 from qmpsnap.model.image_chain import ImageChain, ImageFormat, ImageLayer
+from qmpsnap.model.option_hints import Hint, Named
 from qmpsnap.model.wrong_start import WrongStart
 
 LONGEST_CHAIN = 1000
@@ -41,7 +42,7 @@ def chosen_format(disk: str, file: str, header: Header | None, wanted: str | Non
     Raises:
         UnsafeImage: When no format was given and the name does not show it, or the header contradicts it.
     """
-    raw, qcow2 = (f"--format {quoted(disk)}={word}" for word in ("raw", "qcow2"))
+    raw, qcow2 = (Named("format", (quoted(disk), word, disk)) for word in ("raw", "qcow2"))
     if wanted == "raw":
         return "raw"
     if wanted == "qcow2" or file.endswith(_SUFFIX):
@@ -51,15 +52,17 @@ def chosen_format(disk: str, file: str, header: Header | None, wanted: str | Non
         raise UnsafeImage(
             f"{file!r} {given}, but has no qcow2 header",
             file=file,
-            hint=f"if it is a raw image: {raw}",
+            hint=Hint("if it is a raw image: ", raw),
         )
     if header is None:
-        raise UnsafeImage(f"the format of {file!r} was not given", file=file, hint=f"if it is raw: {raw}")
+        raise UnsafeImage(
+            f"the format of {file!r} was not given", file=file, hint=Hint("if it is raw: ", raw)
+        )
     raise UnsafeImage(
         f"the format of {file!r} was not given: its qcow2 header may have been written by a guest into its "
         "raw disk",
         file=file,
-        hint=f"{raw}, or if the image was made as qcow2: {qcow2}",
+        hint=Hint(raw, ", or if the image was made as qcow2: ", qcow2),
     )
 
 

@@ -17,6 +17,7 @@ from qmpsnap.model.graph import Graph
 from qmpsnap.model.interrupted import FORK
 from qmpsnap.model.kept_state import KeptState
 from qmpsnap.model.names import digest, node_name
+from qmpsnap.model.option_hints import Hint, Named
 from qmpsnap.model.record import Origin
 from qmpsnap.model.step import Stage, Step
 from qmpsnap.plan.chain import overlays
@@ -104,7 +105,7 @@ def plan(intent: Checkpoint, scene: GuestScene) -> Plan:
     refuse_memory_place(scene, file, reserve_bytes=passage.reserve_bytes)
     if {file, state.partial} & {overlay.file for overlay in new.overlays}:
         raise InvalidTarget(
-            f"{file} is the overlay of a disk", file=file, hint="choose another file: --memory"
+            f"{file} is the overlay of a disk", file=file, hint=Hint("choose another file: ", Named("memory"))
         )
     if mode == "in-place":
         state = replace(state, tag=f"qmpsnap-{new.token}")

@@ -12,6 +12,7 @@ from qmpsnap.model.kept_state import KeptState
 from qmpsnap.model.machine import FOR_A_LOAD, Fingerprint, Machine
 from qmpsnap.model.memory import MemoryFact
 from qmpsnap.model.names import fit_name, stem
+from qmpsnap.model.option_hints import Hint, Named
 from qmpsnap.model.record import IntentRecord
 from qmpsnap.model.step import Step
 from qmpsnap.plan.checks.disk import refuse_migrating
@@ -30,6 +31,7 @@ from qmpsnap.plan.scene import GuestScene
 _FAST = 1 << 60  # bytes/s: by default QEMU writes 128 MiB/s, and the guest stands still meanwhile
 _BACKGROUND = "background-snapshot"
 _MAPPED = "x-ignore-shared"
+_MEMORY = Hint(Named("memory"))
 _SLACK = 160 << 20  # bytes beside a guest's memory: video memory, firmware, devices
 _LEAST = 1 << 20
 
@@ -192,7 +194,7 @@ def need_open_files(machine: Machine, *, instead: str = "") -> None:
 
 def state_file(disk: Disk, name: str, ending: str) -> str:
     """Where VM state goes by default: beside the active layer, `STEM-of-base.NAME.ENDING`; or refuse."""
-    place = beside_active(disk, hint="name the file of the VM state: --memory FILE")
+    place = beside_active(disk, hint=Hint("name the file of the VM state: ", Named("memory")))
     return posixpath.join(place, fit_name(stem(disk.base.file), f".{name}.{ending}"))
 
 
@@ -201,7 +203,7 @@ def refuse_memory_place(
     file: str,
     *,
     reserve_bytes: int = 0,
-    option: str = "--memory FILE",
+    option: Hint = _MEMORY,
     mapped: bool = False,
 ) -> None:
     """Refuse when a file of VM state cannot be created under that path, or there may be no room for it.
@@ -210,7 +212,7 @@ def refuse_memory_place(
         scene: The machine, and its files.
         file: The file.
         reserve_bytes: What will be reserved for it; 0: nothing.
-        option: How the caller names another file.
+        option: How the caller names another file; "": the caller cannot.
         mapped: Whether the memory is elsewhere, so that the file holds the devices alone.
     """
     if not file.startswith("/"):
@@ -223,7 +225,9 @@ def refuse_memory_place(
         raise InvalidTarget(
             f"{where.path} has {where.free_bytes} bytes free; the guest's memory may need {need}",
             file=file,
-            hint=f"free some space there, or choose another file: {option}",
+            hint=Hint(
+                "free some space there", *((", or choose another file: ", *option.parts) if option else ())
+            ),
         )
 
 

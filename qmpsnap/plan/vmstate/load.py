@@ -12,6 +12,7 @@ from qmpsnap.errors import InvalidTarget, MachineDiffers, Unsupported
 from qmpsnap.model.files import Ask
 from qmpsnap.model.graph import Graph
 from qmpsnap.model.names import digest, job_id
+from qmpsnap.model.option_hints import Hint
 from qmpsnap.model.step import Stage, Step
 from qmpsnap.plan.commands.files import create_memory, seal_memory
 from qmpsnap.plan.commands.migration import await_closed, await_migration, migrate
@@ -125,7 +126,7 @@ def plan_devices(intent: SaveDevices, scene: GuestScene) -> Plan:
     id = job_id("save", "keep", token)  # noqa: A001 - a record's word
     partial = f"{intent.file}.partial"
     # A QEMU that has only loaded a state has no migration thread, so there is no end to wait for.
-    refuse_memory_place(scene, intent.file, option="", mapped=True)
+    refuse_memory_place(scene, intent.file, option=Hint(""), mapped=True)
     passage = Passage(machine, partial, file_number(token), mapped=True)
     seal = seal_memory(
         partial,

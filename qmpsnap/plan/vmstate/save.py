@@ -13,6 +13,7 @@ from qmpsnap.model.kept_state import KeptState
 from qmpsnap.model.machine import Machine
 from qmpsnap.model.memory import MemoryNote
 from qmpsnap.model.names import digest, job_id
+from qmpsnap.model.option_hints import Hint
 from qmpsnap.model.record import MomentRecord, Origin
 from qmpsnap.model.step import Stage, Step
 from qmpsnap.plan.checks.encryption import refuse_clear_memory
@@ -68,7 +69,7 @@ def plan_save(intent: Save, scene: GuestScene) -> Plan:
     layers = _regular_files(disks, scene)
     token = digest("save", intent.file, [disk.files for disk in disks], avoid=scene.names)
     state = KeptState("stop", intent.file, "", machine.running, machine.fingerprint, token)
-    refuse_memory_place(scene, state.file, option="save FILE")
+    refuse_memory_place(scene, state.file, option=Hint("save FILE"))
     passage = Passage(machine, state.partial, file_number(token))
     operation_id, place = job_id("save", "keep", token), state_place(scene, disks[0])
     seal = seal_memory(

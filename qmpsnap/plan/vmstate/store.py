@@ -20,6 +20,7 @@ from qmpsnap.model.hints import command
 from qmpsnap.model.kept_state import KeptState
 from qmpsnap.model.moments import Moment, find_moments
 from qmpsnap.model.names import digest, fit_name, job_id, node_name
+from qmpsnap.model.option_hints import Hint, Named
 from qmpsnap.model.record import MomentRecord, Origin
 from qmpsnap.model.step import Stage
 from qmpsnap.plan.commands.block import blockdev_del, open_store
@@ -66,7 +67,7 @@ def plan(intent: MakeStore, scene: GuestScene) -> Plan:
     for name in record.covered:
         if name in scene.graph.disks:
             refuse_invalid(record, scene.graph.disks[name], scene)
-    refuse_memory_place(scene, _store_file(old.file), option="checkpoint --memory FILE")
+    refuse_memory_place(scene, _store_file(old.file), option=Hint("checkpoint ", Named("memory")))
     return _replacing(
         structs.replace(old, fingerprint=note.fingerprint),
         intent,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import re
 import struct
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from qmpsnap.errors import NotFound, UnsafeImage
+from qmpsnap.model.option_hints import reword
 from qmpsnap.run.disk import in_thread
 from qmpsnap.run.guard import removed_at_death
 from qmpsnap.run.images import Images
@@ -65,7 +65,7 @@ async def read_bases(disks: Mapping[str, str], formats: Mapping[str, str]) -> tu
             error.hint = f"a relative path counts from {str(Path.cwd())!r}, where pytest was started"
         raise
     except UnsafeImage as error:
-        error.hint = re.sub(r"--format (\S+)=(\w+)", r'give "\1": (PATH, "\2")', error.hint)
+        reword(error, {"format": 'give "{2}": (PATH, "{1}")'})
         raise
     return tuple(
         Base(chain.disk, chain.files, chain.active.format, chain.active.virtual_size) for chain in chains

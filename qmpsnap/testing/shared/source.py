@@ -16,6 +16,7 @@ from qmpsnap.model.arguments import path_text, refuse
 from qmpsnap.model.command_line.disks import with_images
 from qmpsnap.model.command_line.options import split
 from qmpsnap.model.machine_description import Accelerator, Machine, MachineDisk, escaped, words
+from qmpsnap.model.option_hints import OptionName, reword
 from qmpsnap.model.start import Start
 from qmpsnap.run.accelerator import accelerator
 from qmpsnap.testing.machine import guest_machine
@@ -25,6 +26,12 @@ from qmpsnap.vm import VM, Launcher
 
 _QEMU: Final = "qemu-system-x86_64"
 _MEMORY_MIB: Final = 128
+
+
+_WORDS: Final[Mapping[OptionName, str]] = {
+    "image": "name an image for it in qmpsnap_disks",
+    "launcher": "return a launcher from qmpsnap_machine",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,9 +124,7 @@ def _refuse_other_disks(argv: Sequence[str], disks: Sequence[MachineDisk]) -> No
     try:
         with_images(options, {disk.name: path_text("file", disk.file) for disk in disks}, {})
     except Unsupported as error:
-        error.hint = error.hint.replace("Start.disks", "qmpsnap_disks").replace(
-            "give launcher=", "return a launcher from qmpsnap_machine"
-        )
+        reword(error, _WORDS)
         raise
 
 
