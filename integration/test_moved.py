@@ -86,3 +86,45 @@ async def test_moments_are_found_where_they_were_moved_to_and_what_is_at_the_old
             layers = (await vm.graph()).disks["vda"].files
             assert {Path(layer).parent for layer in layers} == {now}
     assert content(old) == before
+
+
+@pytest.mark.one_qemu
+@pytest.mark.parametrize("at_the_old_place", [empty, strange], ids=lambda one: one.__name__)
+async def test_moments_are_found_where_the_directory_of_another_disk_was_moved_to(
+    qemu, machine, tmp_path, at_the_old_place
+):
+    """The records lie beside the first disk, which has stayed."""
+    stays, old, now = tmp_path / "stays", tmp_path / "old", tmp_path / "now"
+    bases = {}
+    for name, place in (("vda", stays), ("vdb", old)):
+        place.mkdir()
+        bases[name] = qemu.create(place / "base.qcow2", 4 * BLOCK)
+    with machine(*blockdev("vda", bases["vda"]), *blockdev("vdb", bases["vdb"])) as running:
+        running.qmp("cont")
+        async with running.connect() as vm:
+            for pattern, name in enumerate("abc", 1):
+                running.write("vdb", pattern, 0, BLOCK)
+                await vm.snapshot(name)
+            running.write("vdb", 4, 0, BLOCK)
+    old.rename(now)
+    rebase(qemu, now, NAMES)
+    at_the_old_place(qemu, old, now)
+    before = content(old)
+    tops = {"vda": stays / "base.c.qcow2", "vdb": now / "base.c.qcow2"}
+    with machine(*blockdev("vda", tops["vda"]), *blockdev("vdb", tops["vdb"])) as running:
+        running.qmp("cont")
+        async with running.connect() as vm:
+            moments = (await vm.moments()).moments
+            assert [moment.name for moment in moments] == ["a", "b", "c"]
+            held = {moment.name: [part.file for part in moment.held] for moment in moments}
+            assert held["a"] == [f"{stays}/base.qcow2", f"{now}/base.qcow2"]
+            assert all(part.in_chain for moment in moments for part in moment.held)
+            for pattern, name in ((2, "b"), (3, "c"), (1, "a")):
+                await vm.revert(name)
+                running.read("vdb", pattern, 0, BLOCK)
+            for name in ("c", "b", "a"):
+                await vm.delete(name)
+            running.read("vdb", 1, 0, BLOCK)
+            layers = (await vm.graph()).disks["vdb"].files
+            assert {Path(layer).parent for layer in layers} == {now}
+    assert content(old) == before

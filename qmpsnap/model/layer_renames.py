@@ -34,17 +34,30 @@ class Renames(Struct, frozen=True):
         return Renames(Frozen({**self.marks, **later.marks}), Frozen({**self.files, **later.files}))
 
 
+class Move(Struct, frozen=True):
+    """Where a directory was moved to.
+
+    Attributes:
+        now: Its name now.
+        whole: Whether the record lies there, too, so that all that lay beside it has moved with it. Else the
+            directory may be that of another disk, or only layers have moved.
+    """
+
+    now: str
+    whole: bool
+
+
 def find_renames(
     records: Iterable[Record],
     marked: Mapping[str, Collection[str]],
     there: Mapping[str, str],
     used: Collection[str] = (),
-    moves: Collection[str] = (),
+    moves: Mapping[str, Move] = Frozen(),
 ) -> Renames:
     """Find the layers of these records that have other names now; a copy is not recognised as the layer.
 
     A copy, or another machine's image, may have got the name of a layer that was moved. It is not taken for
-    the layer if the machine uses the layer itself, or if the whole directory was moved.
+    the layer if the machine uses the layer itself, or if the directory was moved.
 
     Args:
         records: The records.
@@ -58,7 +71,7 @@ def find_renames(
     right = set()
     for file, mark in _marks(records):
         found = _the_one(marked, mark)
-        moved = (found in used and file not in used) or posixpath.dirname(file) in moves
+        moved = (found in used and file not in used) or _has_moved(file, found, moves)
         is_wrong = file in there and there[file] != mark and moved
         if is_wrong or is_other(there.get(file, ""), mark):
             files[file] = marks[mark] = found or missing_name(file, mark)
@@ -74,29 +87,37 @@ def find_moves(
     marked: Mapping[str, Collection[str]],
     there: Mapping[str, str],
     used: Collection[str],
-) -> dict[str, str]:
-    """Find directories that were moved as a whole, by their earlier names.
+) -> dict[str, Move]:
+    """Find directories that were moved, by their earlier names.
 
-    The record lies there now, and the machine uses a layer there that, by its mark and inode, was in the
-    earlier directory. Args: as `find_renames`.
+    The machine uses a layer in the new one that, by its mark and inode, was in the earlier one. Args: as
+    `find_renames`.
     """
-    moves: dict[str, set[str]] = {}
+    moves: dict[str, set[Move]] = {}
     for record in records:
         if isinstance(record, MomentRecord):
             for file, mark in record.marks.items():
                 found = _the_one(marked, mark)
                 place, now = posixpath.dirname(file), posixpath.dirname(found)
-                is_beside = found in used and now == posixpath.dirname(record.directory) != place
-                if is_beside and there.get(file) != mark and _name(found) == _name(file):
-                    moves.setdefault(place, set()).add(now)
-    return {place: now.pop() for place, now in moves.items() if len(now) == 1}
+                if found in used and now != place and there.get(file) != mark and _name(found) == _name(file):
+                    moves.setdefault(place, set()).add(Move(now, now == posixpath.dirname(record.directory)))
+    return {place: move for place, to in moves.items() if (move := _most_certain(to)) is not None}
 
 
-def moved_files(records: Iterable[Record], moves: Mapping[str, str]) -> dict[str, tuple[str, int]]:
+def _most_certain(moves: Collection[Move]) -> Move | None:
+    """The only move of the whole directory, or else the only other one; None if there are several."""
+    candidates = [move for move in moves if move.whole] or [*moves]
+    return candidates[0] if len(candidates) == 1 else None
+
+
+def moved_files(
+    records: Iterable[Record], moves: Mapping[str, Move], used: Collection[str]
+) -> dict[str, tuple[str, int]]:
     """Files of moved directories that have no mark: base images, and files of VM state.
 
     Returns:
         By the name in the records: the name in the new directory, and the recorded inode; 0: not recorded.
+        Where nothing shows that the whole directory was moved, only base images that the machine uses.
     """
     found: dict[str, tuple[str, int]] = {}
     for record in records:
@@ -105,9 +126,10 @@ def moved_files(records: Iterable[Record], moves: Mapping[str, str]) -> dict[str
             if record.state is not None:
                 files[record.state.file] = record.state.inode
             for file, inode in files.items():
-                place = posixpath.dirname(file)
-                if place in moves:
-                    found[file] = (posixpath.join(moves[place], _name(file)), inode)
+                move = moves.get(posixpath.dirname(file))
+                now = posixpath.join(move.now, _name(file)) if move is not None else ""
+                if move is not None and (move.whole or (not inode and now in used)):
+                    found[file] = (now, inode)
     return found
 
 
@@ -149,6 +171,12 @@ def with_paths(record: MomentRecord, renames: Renames) -> MomentRecord:
         state=state,
         marks=Frozen({**record.marks, **{renamed[file]: mark for file, mark in record.marks.items()}}),
     )
+
+
+def _has_moved(file: str, found: str, moves: Mapping[str, Move]) -> bool:
+    """Whether a layer was moved with its directory; `found`: the file that it is now, or ""."""
+    move = moves.get(posixpath.dirname(file))
+    return move is not None and (move.whole or posixpath.dirname(found) == move.now)
 
 
 def _the_one(marked: Mapping[str, Collection[str]], mark: str) -> str:

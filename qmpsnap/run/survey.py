@@ -20,6 +20,7 @@ from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.header import Header, backing_path
 from qmpsnap.model.keeper import Keeper, owner_of
 from qmpsnap.model.layer_renames import (
+    Move,
     Renames,
     find_moves,
     find_renames,
@@ -65,10 +66,10 @@ def look(ask: Ask, near: Collection[str] = (), before: ReadBefore | None = None)
         records, bad_records = read(near=(*known, *marks))
     there = survey.marks_of({file for file, _ in _marks(records)})
     moves = find_moves(records, survey.marked, there, near)
-    for place in _places_to_search(records, files, there).union(moves.values()):
+    for place in _places_to_search(records, files, there).union(move.now for move in moves.values()):
         survey.search(place)
     renames = find_renames(records, survey.marked, there, near, moves)
-    renames |= Renames(files=Frozen(_unmarked(records, moves)))
+    renames |= Renames(files=Frozen(_unmarked(records, moves, near)))
     files |= {now: survey.fact(now) for now in (*renames.marks.values(), *renames.files.values())}
     return Files(
         shared=True,
@@ -95,13 +96,15 @@ def _marks(records: Iterable[Record]) -> Iterator[tuple[str, str]]:
     return (pair for record in records if isinstance(record, MomentRecord) for pair in record.marks.items())
 
 
-def _unmarked(records: Collection[Record], moves: Mapping[str, str]) -> dict[str, str]:
+def _unmarked(
+    records: Collection[Record], moves: Mapping[str, Move], used: Collection[str]
+) -> dict[str, str]:
     """Present names of files of moved directories that have no mark, by their names in the records.
 
     A file of VM state is known by its inode; another one that has its name is not taken for it.
     """
     found = {}
-    for file, (now, inode) in moved_files(records, moves).items():
+    for file, (now, inode) in moved_files(records, moves, used).items():
         if _inode(now) == inode or (not inode and os.path.lexists(now)):
             found[file] = now
         elif inode and os.path.lexists(file) and _inode(file) != inode:

@@ -1,6 +1,14 @@
 from msgspec.structs import replace
 
-from qmpsnap.model.layer_renames import Renames, find_renames, is_other, with_paths
+from qmpsnap.model.layer_renames import (
+    Move,
+    Renames,
+    find_moves,
+    find_renames,
+    is_other,
+    moved_files,
+    with_paths,
+)
 from qmpsnap.model.record import MomentRecord
 from tests.each import each
 from tests.model.records import COMMIT, REVERTED
@@ -112,3 +120,74 @@ def test_with_paths_twice_is_with_paths_once() -> None:
 def test_renames_seen_later_win() -> None:
     both = Renames({A: "/1", B: "/2"}, {"/a": "/1"}) | Renames({A: "/3"}, {"/a": "/3", "/b": "/4"})
     assert both == Renames({A: "/3", B: "/2"}, {"/a": "/3", "/b": "/4"})
+
+
+# A moment of two disks, whose record lies beside the first one's base.
+TWO = MomentRecord(
+    "two",
+    "two",
+    "2024-05-01T12:00:00+00:00",
+    {"vda": "/one/a", "vdb": "/two/b"},
+    {"vda": "/one/base", "vdb": "/two/base"},
+    marks={"/one/a": A, "/two/b": B},
+    directory="/one/base.qmpsnap",
+)
+
+
+@each(
+    ("marked", "there", "used", "moves"),
+    [
+        # The machine uses both where they were.
+        ({A: {"/one/a"}, B: {"/two/b"}}, {"/one/a": A, "/two/b": B}, {"/one/a", "/two/b"}, {}),
+        ({A: {"/one/a"}, B: {"/new/b"}}, {"/one/a": A}, {"/one/a", "/new/b"}, {"/two": Move("/new", False)}),
+        # At the old place there is another image, or a copy.
+        (
+            {A: {"/one/a"}, B: {"/new/b"}},
+            {"/one/a": A, "/two/b": ""},
+            {"/new/b"},
+            {"/two": Move("/new", False)},
+        ),
+        # The machine uses another one than that; it got another name; or it still is where it was, too.
+        ({A: {"/one/a"}, B: {"/new/b"}}, {"/one/a": A}, {"/one/a"}, {}),
+        ({A: {"/one/a"}, B: {"/new/c"}}, {"/one/a": A}, {"/new/c"}, {}),
+        ({B: {"/new/b"}}, {"/two/b": B}, {"/new/b"}, {}),
+        # Both have moved to where the record is.
+        (
+            {A: {"/one/a"}, B: {"/one/b"}},
+            {"/one/a": A},
+            {"/one/a", "/one/b"},
+            {"/two": Move("/one", True)},
+        ),
+    ],
+)
+def test_directory_that_was_moved_is_known_by_a_layer_that_the_machine_uses_there(
+    marked: dict[str, set[str]], there: dict[str, str], used: set[str], moves: dict[str, Move]
+) -> None:
+    assert find_moves([TWO], marked, there, used) == moves
+
+
+def test_several_new_places_are_none_unless_one_has_the_record() -> None:
+    other = replace(TWO, id="other", overlays={"vdb": "/two/c"}, marks={"/two/c": C}, directory="/new/r")
+    marked = {B: {"/new/b"}, C: {"/else/c"}}
+    assert find_moves([TWO, other], marked, {}, {"/new/b", "/else/c"}) == {}
+    known = replace(TWO, directory="/new/base.qmpsnap")
+    assert find_moves([known, other], marked, {}, {"/new/b", "/else/c"}) == {"/two": Move("/new", True)}
+
+
+def test_base_has_moved_with_its_directory_or_where_the_machine_uses_it_now() -> None:
+    whole, part = {"/two": Move("/new", True)}, {"/two": Move("/new", False)}
+    found = {"/two/base": ("/new/base", 0)}
+    assert moved_files([TWO], whole, set()) == found
+    assert moved_files([TWO], part, {"/new/b", "/new/base"}) == found
+    assert moved_files([TWO], part, {"/new/b", "/two/base"}) == {}  # only the overlay has moved
+    assert moved_files([TWO], {}, {"/new/base"}) == {}
+
+
+def test_layer_that_has_moved_is_not_the_image_that_has_its_name_now() -> None:
+    marked, there = {A: {"/one/a"}, B: {"/new/b"}}, {"/one/a": A, "/two/b": ""}
+    found = Renames({B: "/new/b"}, {"/two/b": "/new/b"})
+    assert find_renames([TWO], marked, there, moves={"/two": Move("/new", False)}) == found
+    assert find_renames([TWO], marked, there, moves={"/two": Move("/else", False)}) == Renames()
+    gone = find_renames([TWO], {A: {"/one/a"}}, there, moves={"/two": Move("/new", False)})
+    assert gone == Renames()  # nothing shows that it has moved, too
+    assert find_renames([TWO], {}, there, moves={"/two": Move("/new", True)}).files.keys() == {"/two/b"}
