@@ -63,6 +63,8 @@ async def test_revert_gives_the_disks_back_and_keeps_what_was_written_since(
             assert (back.standstill_s > 0) is runs
             assert back.invalid == ()
             assert any("reset" in one for one in back.notes) is (kind == "disks")
+            for disk, file in taken.active.items():
+                assert f"what was written to {disk} until now stays in {file}" in back.notes
             (moment,) = (await vm.moments()).moments
             assert (moment.name, moment.current) == ("c1", True)
             assert await vm.jobs.interrupted() == ()

@@ -267,5 +267,11 @@ def _notes(
         for branch in new
         if intent.discard and not branch.closes
     )
+    kept = (
+        f"what was written to {branch.disk.name} until now stays in {branch.was.file}"
+        for branch in new
+        if not intent.discard
+    )
     left = (f"not reverted: {', '.join(intent.leave)}",) if intent.leave else ()
-    return (*((reset,) if state is None else load_notes(machine, intent.name)), *stay, NOT_TOLD, *left)
+    first = (reset,) if state is None else load_notes(machine, intent.name)
+    return (*first, *kept, *stay, NOT_TOLD, *left)

@@ -37,6 +37,9 @@ if TYPE_CHECKING:
     from qmpsnap.testing.fake_files import FakeFiles
 
 BACK = Revert("c1")
+KEPT = tuple(
+    f"what was written to {disk} until now stays in {file}" for disk, file in (("vda", O1), ("vdb", O2))
+)
 
 
 def test_revert_of_disks_resets_the_guest_on_new_roots() -> None:
@@ -52,6 +55,7 @@ def test_revert_of_disks_resets_the_guest_on_new_roots() -> None:
     assert (go.verify, tidy.tidy) == (True, True)
     assert plan.notes == (
         "the guest is reset, because its memory does not match the reverted disks",
+        *KEPT,
         NOT_TOLD,
     )
     assert plan.moves == ("vda", "vdb")
@@ -73,7 +77,7 @@ def test_revert_in_place_loads_the_store_instead() -> None:
     assert store == open_store(node, STORE)
     assert load == snapshot_load(load.job_id, "qmpsnap-00000001", (("", node),), node)
     assert tidy.steps[0] == blockdev_del(node)
-    assert plan.notes == (NOT_TOLD,)
+    assert plan.notes == (*KEPT, NOT_TOLD)
 
 
 def test_revert_reads_back_the_root_of_each_device() -> None:
@@ -137,7 +141,7 @@ def test_revert_stops_a_guest_as_for_a_load_where_qemu_translates_its_code() -> 
     assert stop.detail["name"].startswith("qmpsnap/none/")
     with pytest.raises(BadName):
         check_name(stop.detail["name"])
-    assert plan.notes == (NOT_TOLD,)
+    assert plan.notes == (*KEPT, NOT_TOLD)
     theirs = with_layer(TWO.disks["vda"], 0, snapshots=(InternalSnapshot("1", stop.detail["name"]),))
     taken = graph(theirs, TWO.disks["vdb"])
     (other,) = stops(
@@ -169,7 +173,8 @@ def test_revert_with_memory_resumes_a_guest_that_an_earlier_load_left_paused() -
     plan = planned(BACK, TWO, files=files_of("in-place"), machine=failed)
     assert plan.stages[1].steps[-1] == cont()
     assert stops(plan) == [stop(ran=False)]  # a failure must not resume it
-    assert plan.notes == ("the guest is resumed: it was running until a load of VM state failed", NOT_TOLD)
+    resumed = "the guest is resumed: it was running until a load of VM state failed"
+    assert plan.notes == (resumed, *KEPT, NOT_TOLD)
     assert cont() not in planned(BACK, TWO, files=files_of(""), machine=failed).steps
 
 
@@ -189,6 +194,7 @@ def test_revert_removes_what_was_written_since_only_when_it_is_given_up() -> Non
 def test_revert_removes_no_file_that_a_node_of_somebody_else_keeps_open() -> None:
     plan = planned(Revert("c1", discard=True), TWO, files=files_of(""))
     assert not [step for step in plan.steps if step.command == "retire-file"]
+    assert not any("stays in" in note for note in plan.notes)
     assert [note for note in plan.notes if O1 in note and 'blockdev-del \'{"node-name": "vda-o1"}\'' in note]
 
 
