@@ -181,6 +181,23 @@ async def test_backup_is_one_at_a_time_on_a_disk(images, machine, tmp_path):
 
 
 @ONE_QEMU
+async def test_layer_that_copy_on_read_keeps_writable_is_not_backed_up(images, machine, tmp_path):
+    made = images("base")
+    words = (*drive("vda", made.active), "-set", "drive.drive-vda.copy-on-read=on")
+    with machine(*words) as running:
+        async with running.connect() as vm:
+            await vm.snapshot("one")
+            await vm.commit("vda", folded="remove")
+            with pytest.raises(Busy, match="QEMU has it open for writing") as caught:
+                await vm.backup(tmp_path / "backups")
+            assert "copy-on-read=on: start the machine without that" in caught.value.hint
+            assert (await vm.graph()).disks["vda"].files == made.chain
+    with machine(*drive("vda", made.active)) as running:
+        async with running.connect() as vm:
+            await vm.backup(tmp_path / "backups")
+
+
+@ONE_QEMU
 def test_running_backup_is_listed_with_its_process_which_alone_ends_it(images, machine, tmp_path, temporary):
     made = images("base <- s1")
     second = f"{temporary}/second"  # a monitor serves one client

@@ -27,6 +27,12 @@ from qmpsnap.plan.vmstate.branch import branch_files, left_aside, refuse_invalid
 
 _FORMATS = frozenset({"qcow2", "raw"})
 
+# QEMU does not tell which of the two it is.
+_STAYS_WRITABLE = (
+    "QEMU keeps the base open for writing after a commit that kept its overlay, until it is restarted, and "
+    "any layer that a -drive has opened with copy-on-read=on: start the machine without that"
+)
+
 
 def ask(graph: Graph, *, state_dir: str = "") -> Ask:
     """What the planner has to know first: the records, which tell what moments there are."""
@@ -260,9 +266,7 @@ def _refuse_written(disk: Disk, layer: Layer, scene: Scene) -> None:
         f"{layer.file}, a layer of {disk.name}, cannot be read from outside: {what}",
         node=layer.node,
         job_id=jobs[0].id if jobs else "",
-        hint=f"wait for the job: {command('job', 'wait', jobs[0].id)}"
-        if jobs
-        else "after a commit that kept its overlay, QEMU has the base open for writing until it is restarted",
+        hint=f"wait for the job: {command('job', 'wait', jobs[0].id)}" if jobs else _STAYS_WRITABLE,
     )
 
 

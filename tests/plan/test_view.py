@@ -109,6 +109,13 @@ def test_view_refuses_a_layer_below(changes: dict[str, Any], error: type[Refused
         viewed("c1", "vda", of=changed("vda", 2, **changes))
 
 
+def test_view_of_a_layer_that_stays_writable_says_what_can_be_the_reason() -> None:
+    with pytest.raises(Busy, match="QEMU has it open for writing") as caught:
+        viewed("c1", "vda", of=changed("vda", 2, read_only=False))
+    assert "after a commit that kept its overlay, until it is restarted" in caught.value.hint
+    assert "-drive has opened with copy-on-read=on" in caught.value.hint
+
+
 def test_view_names_the_job_that_writes_into_a_layer() -> None:
     of = changed("vda", 1, read_only=False)
     of = graph(replace(of.disks["vda"], drive="vda-drive"), of.disks["vdb"])
