@@ -85,10 +85,10 @@ async def use(shell, place, kind: str, size: int) -> None:
 
 
 class HalfPort(ByteStream):
-    """A port that takes so many bytes, and then no more until that is changed."""
+    """A port that takes and gives so many bytes, and then no more until that is changed."""
 
     def __init__(self, port, takes: int) -> None:
-        self._port, self.takes = port, takes
+        self._port, self.takes, self.gives = port, takes, 10**9
         self.full = anyio.Event()
 
     async def send(self, item: bytes) -> None:
@@ -102,7 +102,12 @@ class HalfPort(ByteStream):
         raise NotImplementedError
 
     async def receive(self, max_bytes: int = 65536) -> bytes:
-        return await self._port.receive(max_bytes)
+        if self.gives <= 0:
+            self.full.set()
+            await anyio.sleep_forever()
+        data: bytes = await self._port.receive(max_bytes)
+        self.gives -= len(data)
+        return data
 
     async def aclose(self) -> None:
         raise NotImplementedError
@@ -126,7 +131,14 @@ async def copy_is_cut_by_a_cancel_and_by_a_revert(vm, monkeypatch) -> None:
     await vm.revert("cut")
     assert await guest.quick("echo reverted") == "reverted"
     await guest.write_file("/tmp/whole", bytes(range(256)) * 8000)
-    await guest.run("cd /tmp; rm cut.*.partial whole")
+    port.full, port.gives = anyio.Event(), 600_000
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(guest.read_file, "/tmp/whole")
+        with anyio.fail_after(60):
+            await port.full.wait()
+        tasks.cancel_scope.cancel()
+    port.gives = 10**9
+    assert await guest.run("cd /tmp; rm cut.*.partial whole; echo after") == "after"
 
 
 async def stale(guest) -> tuple[str, int]:

@@ -39,10 +39,11 @@ _BOOT_ID: Final = "read -r id < /proc/sys/kernel/random/boot_id && echo $id"
 _GRACE_S: Final = 15.0
 _SILENCE_S: Final = 4.0
 _BLOCK: Final = 16 * 1024
-# Where the guest keeps what a script reads. The limit is for a guest that was reverted to a moment in which
-# it waited for more: nobody sends that.
-_STDIN: Final = "/tmp/.stdin"  # noqa: S108 - in the guest, which has one user
-_STDIN_LIMIT_S: Final = 10
+# Where the guest keeps what it reads from its port, or writes there, as it is. The limit is for a guest that
+# was reverted to a moment in which it did so: nobody sends the rest.
+_FILE: Final = "/tmp/.raw"  # noqa: S108 - in the guest, which has one user
+_RAW_LIMIT_S: Final = 10
+_RAW: Final = f"timeout -s KILL {_RAW_LIMIT_S} dd count=1 status=none iflag=fullblock"
 
 
 class Guest(Shell):
@@ -61,7 +62,7 @@ class Guest(Shell):
         self._witness = Witness(vm, console)
         self._received = bytearray()
         self._lock = anyio.Lock()
-        self._stdin_lock = anyio.Lock()
+        self._file_lock = anyio.Lock()
         self._owed = 0
 
     async def execute(self, script: str, *, limit: float = 30.0, most: int = MIB, stdin: bytes = b"") -> Ran:
@@ -70,25 +71,38 @@ class Guest(Shell):
         seconds = whole_seconds(limit)
         if not stdin:
             return await self._ask(script, limit=seconds, most=most, patience=limit + _GRACE_S)
-        async with self._stdin_lock:
+        async with self._file_lock:
             await self._put(stdin)
-            with_stdin = f"exec < {_STDIN}; rm {_STDIN}\n{script}"
+            with_stdin = f"exec < {_FILE}; rm {_FILE}\n{script}"
             return await self._ask(with_stdin, limit=seconds, most=most, patience=limit + _GRACE_S)
 
     async def _put(self, data: bytes) -> None:
         """Write bytes into a file of the guest, which reads them from the port as they are."""
         # It reads all of them before it writes, so none is left in the port when the file cannot be written.
-        read = f"dd bs={len(data)} count=1 iflag=fullblock status=none"
-        script = f"timeout -s KILL {_STDIN_LIMIT_S} {read} <&3 > {_STDIN}"
-        ran = await self._ask(script, limit=0, patience=_STDIN_LIMIT_S + 2 * _GRACE_S, raw=data)
+        script = f"{_RAW} bs={len(data)} <&3 > {_FILE}"
+        ran = await self._ask(script, limit=0, patience=_RAW_LIMIT_S + 2 * _GRACE_S, raw=data)
         output_of(script, ran)
+
+    async def _piece(self, name: str, number: int) -> bytes:
+        """Return a piece of a file, which the guest writes to the port as it is."""
+        async with self._file_lock:
+            # From a file of its own: the other one may become shorter meanwhile.
+            script = f"{self._piece_script(name, number)} > {_FILE}; stat -c %s {_FILE}"
+            size = int(await self.run(script, limit=60))
+            if not 0 <= size <= self._piece_bytes:
+                raise GuestFailed(f"the guest returns a piece of {size} bytes", script=script)
+            mark = secrets.token_hex(8)
+            script = f"echo {mark} >&3; {_RAW} bs={max(size, 1)} < {_FILE} >&3; rm {_FILE}"
+            patience = _RAW_LIMIT_S + 2 * _GRACE_S
+            ran = await self._ask(script, limit=0, patience=patience, mark=mark, size=size)
+            return output_of(script, ran)
 
     async def quick(self, script: str) -> str:
         """Run a script of a few builtins that prints one line; 3 ms under TCG, where `run` takes 11.
 
         It has no time limit in the guest: a script that does not end blocks the guest's agent.
         """
-        patience = _GRACE_S + _STDIN_LIMIT_S  # if it was reverted to where it waits for that
+        patience = _GRACE_S + _RAW_LIMIT_S  # if it was reverted to where it waits for that
         return output_of(script, await self._ask(script, limit=0, patience=patience)).decode()
 
     async def reseed(self, *, clock: bool = False) -> None:
@@ -211,6 +225,8 @@ class Guest(Shell):
         most: int = MIB,
         wanted: str = "",
         raw: bytes = b"",
+        mark: str = "",
+        size: int = 0,
     ) -> Ran:
         """Run a script in the guest, until it has ended, or the guest has.
 
@@ -221,13 +237,25 @@ class Guest(Shell):
             most: Largest size of its output, in bytes.
             wanted: Name of an event that is as good as an answer; "": none.
             raw: What the script itself reads from the port: exactly so many bytes.
+            mark: A line that the script itself writes to the port, and after it its output.
+            size: Size of that output, in bytes.
         """
         with self._witness.watch(script, wanted=wanted):
-            return await self._exchange(script, limit=limit, patience=patience, most=most, raw=raw)
+            return await self._exchange(
+                script, limit=limit, patience=patience, most=most, raw=raw, mark=mark, size=size
+            )
         return Ran(0, b"")  # by the wanted event
 
     async def _exchange(
-        self, script: str, *, limit: int, patience: float, most: int = MIB, raw: bytes = b""
+        self,
+        script: str,
+        *,
+        limit: int,
+        patience: float,
+        most: int = MIB,
+        raw: bytes = b"",
+        mark: str = "",
+        size: int = 0,
     ) -> Ran:
         text = script.strip(" ")
         token = secrets.token_hex(4)
@@ -239,7 +267,7 @@ class Guest(Shell):
                     answer = None
                     while answer is None:
                         await self._send(request.encode(), raw)
-                        answer = await self._answer(token, script)
+                        answer = await self._answer(token, script, mark, size)
             except TimeoutError as error:
                 message = f"the guest did not answer {shorten(script)!r} within {patience:g} s"
                 raise await self._witness.explain(message, script) from error
@@ -260,13 +288,14 @@ class Guest(Shell):
             await self._stream.send(raw[at : at + _BLOCK])
             self._owed -= len(raw[at : at + _BLOCK])
 
-    async def _answer(self, token: str, script: str) -> tuple[int, bytes] | None:
+    async def _answer(self, token: str, script: str, mark: str, size: int) -> tuple[int, bytes] | None:
         """Read the answer of that token, past what is left of earlier ones; None: the request was lost.
 
         So it is when the guest was reverted to a moment in which it read raw bytes. As the agent takes its
         requests one after the other, it is lost if a later one is answered first.
         """
         encoded: list[str] | None = None
+        output = b""
         probe, may_be_lost = secrets.token_hex(4), True
         while True:
             with anyio.move_on_after(_SILENCE_S if may_be_lost else math.inf) as silence:
@@ -284,17 +313,26 @@ class Guest(Shell):
                     f"the guest's agent was killed, and has started again, during {shorten(script)!r}",
                     script=script,
                 )
-            if encoded is not None:
+            if mark and line == mark:
+                output = await self._exactly(size)
+            elif encoded is not None:
                 encoded.append(line)
             elif line == f"{token} begin":
                 encoded = []
-        _, status, *output = line.split(" ", 2)
+        _, status, *printed = line.split(" ", 2)
         if encoded is None:
-            return int(status), "".join(output).encode()
+            return int(status), output or "".join(printed).encode()
         try:
             return int(status), base64.b64decode("".join(encoded), validate=True)
         except binascii.Error as error:
             raise GuestFailed("the guest's answer is broken", script="") from error
+
+    async def _exactly(self, size: int) -> bytes:
+        while len(self._received) < size:
+            self._received += await self._stream.receive()
+        data = bytes(self._received[:size])
+        del self._received[:size]
+        return data
 
     async def _line(self) -> str:
         while (end := self._received.find(b"\n")) < 0:

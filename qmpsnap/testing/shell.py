@@ -249,15 +249,19 @@ class Shell(ABC):
             )
         digest = hashlib.sha256()
         for number in range(-(-size // self._piece_bytes)):
-            part = await self.run_bytes(
-                f"dd if={name} bs={self._piece_bytes} skip={number} count=1 2> /dev/null",
-                limit=_PIECE_LIMIT_S,
-            )
+            part = await self._piece(name, number)
             digest.update(part)
             yield part
         checksum = (await self.run(f"sha256sum < {name}", limit=_limit(size))).split()
         if checksum[:1] != [digest.hexdigest()]:
             raise GuestFailed(f"in the guest, {path!r} was changed while it was read", script="")
+
+    async def _piece(self, name: str, number: int) -> bytes:
+        """Return a piece of a file; the name is that of `_quoted`."""
+        return await self.run_bytes(self._piece_script(name, number), limit=_PIECE_LIMIT_S)
+
+    def _piece_script(self, name: str, number: int) -> str:
+        return f"dd if={name} bs={self._piece_bytes} skip={number} count=1 2> /dev/null"
 
 
 def output_of(script: str, ran: Ran, *, at_limit: bool = True) -> bytes:

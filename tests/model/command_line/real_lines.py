@@ -276,10 +276,10 @@ LINES = {
     ),
     "networks that others can be in": (
         "-netdev socket,id=a,mcast=230.0.0.1:4000,localaddr=127.0.0.1 -netdev bridge,id=b,br=br0 -netdev tap,id=c,script=no "
-        "-net nic -net user -nic none -netdev dgram,id=d,remote.type=inet,remote.host=230.0.0.1,remote.port=4000",
+        "-net nic -net user -nic none -netdev dgram,id=d,remote.type=inet,remote.host=230.0.0.1,remote.port=4000,local.type=inet,local.host=127.0.0.1,local.port=4000 -netdev hubport,id=h,hubid=0,netdev=a",
         "",
         "-netdev socket,id=a,mcast=230.0.0.1:4000,localaddr=127.0.0.1 -netdev bridge,id=b,br=br0 -netdev tap,id=c,script=no "
-        "-net nic -net user -nic none -netdev dgram,id=d,remote.type=inet,remote.host=230.0.0.1,remote.port=4000",
+        "-net nic -net user -nic none -netdev dgram,id=d,remote.type=inet,remote.host=230.0.0.1,remote.port=4000,local.type=inet,local.host=127.0.0.1,local.port=4000 -netdev hubport,id=h,hubid=0,netdev=a",
     ),
 }  # fmt: skip
 
@@ -289,6 +289,7 @@ REFUSED = {
     "-netdev socket,id=n,listen=:1234": "its connection has two ends",
     "-nic socket,connect=:1234": "its connection has two ends",
     "-netdev stream,id=n,addr.type=unix,addr.path=/s": "its connection has two ends",
+    "-netdev dgram,id=n,remote.type=inet,remote.host=10.0.0.1,remote.port=1,local.type=inet,local.port=1": "two ends",
     "-netdev vhost-user,id=n,chardev=c": "one machine",
     """-netdev '{"type":"tap","id":"n","ifname":"t"}'""": "the interface 't'",
     "-device vfio-pci,host=01:00.0": "a device of the host",
