@@ -8,7 +8,7 @@ from integration.known_images import KIB, MIB, content
 from integration.machines import blockdev, wait_for
 from integration.states import unlike_its_checkpoint
 from integration.test_kill import end
-from qmpsnap.errors import Changed
+from qmpsnap.errors import Changed, JobFailed
 from qmpsnap.plan.intent import Checkpoint, Revert
 
 WRITE = (0xA1, 6 * MIB, 64 * KIB)
@@ -50,9 +50,13 @@ async def test_guest_that_a_failed_load_left_standing_for_nothing_runs_on(images
         send(running, step)
         assert status(running) == ("restore-vm" if runs else before)
         async with running.connect() as vm:
-            failed = await end(vm)
-            assert (failed is not None) is (via == "jobs")
-            assert failed is None or failed.changed is Changed.NO
+            result = await end(vm)
+            if via == "jobs":
+                assert (type(result), result.changed) == (JobFailed, Changed.NO)
+            else:  # a guest that was paused before shows nothing
+                assert (result.ended, result.changed) == (
+                    ("rolled-back", False) if runs else ("unknown", True)
+                )
             assert (status(running), await vm.jobs.interrupted(), await vm.jobs.list()) == (before, (), ())
 
 
@@ -85,7 +89,7 @@ async def test_guest_that_somebody_paused_after_the_client_died_stays_paused(ima
         running.qmp("stop")
         running.qmp.hmp("delvm c1")
         async with running.connect() as vm:
-            assert await end(vm) is None
+            assert (await end(vm)).ended == "unknown"
             assert (status(running), await vm.jobs.interrupted()) == ("paused", ())
 
 
@@ -101,7 +105,7 @@ async def test_checkpoint_on_some_disks_alone_is_taken_from_those(images, machin
         qemu.img("snapshot", "-c", "c1", made[name].active)
     with machine(*disks) as running:
         async with running.connect() as vm:
-            assert await end(vm) is None
+            assert (await end(vm)).ended == ("finished" if len(on) == 2 else "rolled-back")
             listed = {disk for one in (await vm.moments()).moments for disk in one.disks}
             assert listed == (set(on) if len(on) == 2 else set())
             assert await vm.jobs.interrupted() == ()
