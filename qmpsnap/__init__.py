@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from qmpsnap.model.job import IoStatus, Job, JobStatus
     from qmpsnap.model.job_place import JobPlace
     from qmpsnap.model.kept_state import KeptState
+    from qmpsnap.model.layer_stamps import WrittenLayer
     from qmpsnap.model.machine import Fingerprint, Status
     from qmpsnap.model.machine_description import Accelerator, Bus, Machine, MachineDisk, Nic
     from qmpsnap.model.meaning.table import MEANINGS, Meaning, explain
@@ -127,7 +128,7 @@ __all__ = [  # noqa: RUF022
     "BackedUp", "BackupRecord", "BackupDisk", "RunningBackup",
     "list_backups", "verify_backup", "restore_backup",
     "Graph", "Disk", "Layer", "Filter", "Io", "Node", "InternalSnapshot",
-    "Moments", "Moment", "MomentKind", "MomentPart", "Tree", "TreeImage", "TreeLine", "Owner",
+    "Moments", "Moment", "MomentKind", "MomentPart", "WrittenLayer", "Tree", "TreeImage", "TreeLine", "Owner",
     "MomentRecord", "IntentRecord", "Origin", "Member", "LeftBehind", "LeftKind",
     "KeptState", "Fingerprint", "Bitmap", "Job", "JobPlace", "JobStatus", "Status", "Pause", "IoStatus",
     "Event", "Overview", "JobNow", "draw", "Picture", "PictureFormat", "explain", "Meaning", "MEANINGS",
@@ -158,6 +159,7 @@ _HOMES = (
     "model.interrupted",
     "model.job",
     "model.job_place",
+    "model.layer_stamps",
     "model.machine",
     "model.machine_description",
     "model.meaning.table",

@@ -24,6 +24,7 @@ from qmpsnap.model.start import GuestMemory, Start
 from qmpsnap.model.view import DiskView
 from qmpsnap.one_machine import M, OneMachine, Starter
 from qmpsnap.plan.intent import Load
+from qmpsnap.plan.written import refuse_written
 from qmpsnap.run.both import both
 from qmpsnap.run.disk import in_thread, made_in_thread
 from qmpsnap.run.fifo import Fifo, opened
@@ -70,6 +71,7 @@ async def source_of(vm: OneMachine, name: str) -> Source:
         return state
 
     views = await vm.views(name)
+    refuse_written(name, [layer for view in views for layer in view.written_since])
     return Source(name, views, state.fingerprint.memory, state.mode != "in-place", complete)
 
 

@@ -25,6 +25,7 @@ from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.graph import Bitmap, Filter, InternalSnapshot, Io
 from qmpsnap.model.job import IoStatus, Job, JobStatus
 from qmpsnap.model.kept_state import KeptState
+from qmpsnap.model.layer_stamps import WrittenLayer
 from qmpsnap.model.machine import Fingerprint, Status
 from qmpsnap.model.moments import Moments
 from qmpsnap.model.record import Member, MomentRecord, Origin
@@ -55,13 +56,16 @@ LAYER_PARTS = (
     Io(direct=True),
 )
 VIEW_LAYER = ViewLayer("/images/base.qcow2", "qcow2")
-DISK_VIEW = DiskView("vda", "c1", (VIEW_LAYER,), 1 << 30, snapshot=InternalSnapshot("1", "c1"))
+WRITTEN = WrittenLayer("c1", "2026-01-01T00:00:00+00:00", "vda", "/images/s1", "2026-01-02T00:00:00+00:00", 1)
+DISK_VIEW = DiskView(
+    "vda", "c1", (VIEW_LAYER,), 1 << 30, snapshot=InternalSnapshot("1", "c1"), written_since=(WRITTEN,)
+)
 VIEW = View("c1", "vda", "nbd+unix:///vda?socket=/s", "/s", "vda", 1 << 30, ("/images/base.qcow2",))
 BACKUP_DISK = BackupDisk("vda.qcow2", "qcow2", 64, 7, 9, ("/images/s1",))
 BACKUP = BackupRecord("i", "2026-01-01T00:00:00+00:00", {"vda": BACKUP_DISK})
 RECORDS = (
     *(FINGERPRINT, STATE, MOMENT, ORIGIN, *LAYER_PARTS, Status("paused", False)),
-    *(VIEW_LAYER, DISK_VIEW, VIEW),
+    *(VIEW_LAYER, DISK_VIEW, VIEW, WRITTEN),
     *(BACKUP_DISK, BACKUP, BackedUp("backup", {"vda": ("/images/s1",)}, backup=BACKUP, directory="/b/i")),
 )
 JOB = Job("j", "commit", JobStatus.READY, 1, 2, 0, "no", IoStatus.NOSPACE, paused=True, ready=True)

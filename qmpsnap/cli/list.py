@@ -119,6 +119,10 @@ def _remarks(moment: Moment, tree: Tree, *, state_missing: bool) -> list[str]:
             remarks.append(f"no longer in the chain of {part.disk}: {relative(gone)}")
         elif not part.in_chain:
             remarks.append(f"not in the active layer of {part.disk}: {relative(part.file)}")
+        remarks += (
+            f"WRITTEN TO on {part.disk} at {local(layer.at)}, not by qmpsnap: {relative(layer.file)}"
+            for layer in part.written
+        )
     return remarks
 
 

@@ -8,11 +8,13 @@ import click
 
 from qmpsnap.cli.app import verb
 from qmpsnap.cli.options import DISK, FILE, MOMENT
-from qmpsnap.cli.output import emit, json_line
+from qmpsnap.cli.output import emit, json_line, to_stderr
 from qmpsnap.cli.runner import current_app, run, run_alone
 from qmpsnap.cli.signals import Signals
+from qmpsnap.model.printable import printable
 from qmpsnap.model.units import size
 from qmpsnap.model.view import DiskView
+from qmpsnap.plan.written import written_note
 from qmpsnap.run.view import View, open_view
 from qmpsnap.vm import VM
 
@@ -49,6 +51,8 @@ def open_(name: str, disks: tuple[str, ...], fuse: str | None) -> None:
         return await vm.views(name, disks=disks)
 
     disk_views = run(find)  # disconnects here: the monitor serves one client, and views stay open for long
+    written = (layer for view in disk_views for layer in view.written_since)
+    to_stderr(*(f"warning: {printable(written_note(layer))}" for layer in written))
 
     async def serve(signals: Signals) -> None:
         async with AsyncExitStack() as stack:

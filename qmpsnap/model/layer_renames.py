@@ -170,6 +170,7 @@ def with_paths(record: MomentRecord, renames: Renames) -> MomentRecord:
         chains=Frozen(chains),
         state=state,
         marks=Frozen({**record.marks, **{renamed[file]: mark for file, mark in record.marks.items()}}),
+        stamps=Frozen({renamed.get(file, file): stamp for file, stamp in record.stamps.items()}),
     )
 
 

@@ -9,8 +9,10 @@ from typing import Literal
 
 from msgspec import Struct
 
+from qmpsnap.model.files import Files
 from qmpsnap.model.frozen import Frozen, JsonStruct
 from qmpsnap.model.graph import Disk, Graph
+from qmpsnap.model.layer_stamps import WrittenLayer, written_layers
 from qmpsnap.model.memory import MemoryFact
 from qmpsnap.model.names import is_device_path, stem
 from qmpsnap.model.picture.html import image, table
@@ -35,6 +37,8 @@ class MomentPart(JsonStruct, frozen=True):
             below its overlay, for an internal one the active layer. A stream, a commit or a revert
             changes that.
         invalid: Whether a commit has written into `file` since.
+        written: External: layers from which it is read and to which somebody else has written since it was
+            complete; whether they hold other data is not known.
     """
 
     disk: str
@@ -45,6 +49,7 @@ class MomentPart(JsonStruct, frozen=True):
     vm_state_size: int = 0
     in_chain: bool = True
     invalid: bool = False
+    written: tuple[WrittenLayer, ...] = ()
 
 
 class Moment(Struct, frozen=True):
@@ -164,6 +169,7 @@ def find_moments(
     records_seen: bool = True,
     states: Collection[str] = (),
     memories: Mapping[str, MemoryFact] = Frozen(),
+    files: Files | None = None,
 ) -> Moments:
     """Every moment of the graph's disks.
 
@@ -181,11 +187,12 @@ def find_moments(
         records_seen: Whether records were looked for.
         states: Files of VM state that were found.
         memories: Of layers in no chain: the snapshots inside them.
+        files: What was read of the layers; None: whether somebody has written to them is not told.
     """
     known = tuple(records)
     own = related_records(graph, known) if own is None else own
     changing = tuple(record for record in known if isinstance(record, IntentRecord) and record.invalid)
-    moments = [_external(graph, record, changing) for record in own if not record.deleted]
+    moments = [_external(graph, record, changing, files) for record in own if not record.deleted]
     moments = [moment for moment in moments if moment.held]  # none: its disks were unplugged
     parts: dict[str, list[tuple[float, MomentPart]]] = {}
     for disk in graph.disks.values():
@@ -331,8 +338,11 @@ def _passes(record: MomentRecord, written: Mapping[str, str]) -> bool:
     )
 
 
-def _external(graph: Graph, record: MomentRecord, changing: tuple[IntentRecord, ...]) -> Moment:
+def _external(
+    graph: Graph, record: MomentRecord, changing: tuple[IntentRecord, ...], files: Files | None
+) -> Moment:
     held = []
+    written = written_layers(record, files) if files is not None else ()
     current = False
     for disk in graph.disks.values():
         covered = record.covered.get(disk.name, "")
@@ -350,6 +360,7 @@ def _external(graph: Graph, record: MomentRecord, changing: tuple[IntentRecord, 
                 allocated=disk.layers[index].allocated if begun else None,
                 in_chain=covered == below,
                 invalid=disk.name in record.lost or bool(written_into(record.read_from(disk.name), changing)),
+                written=tuple(layer for layer in written if layer.disk == disk.name),
             )
         )
         current |= index == 0

@@ -78,6 +78,8 @@ class IntentRecord(FrozenStruct, frozen=True, tag_field="kind", tag="intent"):
         prepared: Overlays for another QEMU to start from, by disk.
         memory: The file of VM state that it is to load, or "".
         member: Which machine of a group it is, where a moment of all of them is taken; else None.
+        stamps: Stamps of the layers that it writes to or folds, as it began (`model/layer_stamps.py`).
+        renews: Moments that get new stamps when it has ended: the directory of each record, by its id.
         directory: Where the record lies; not part of what is written.
         live: Whether its client is at work yet; not part of what is written.
     """
@@ -100,6 +102,8 @@ class IntentRecord(FrozenStruct, frozen=True, tag_field="kind", tag="intent"):
     prepared: Mapping[str, AbsolutePath] = Frozen()
     memory: Text = ""
     member: Member | None = None
+    stamps: Mapping[str, Text] = Frozen()
+    renews: Mapping[str, AbsolutePath] = Frozen()
     directory: str = ""
     live: bool = False
 
@@ -232,6 +236,8 @@ class MomentRecord(FrozenStruct, frozen=True, tag_field="kind", tag="moment"):
         lost: Disks of which no file holds the moment any more: a commit has written into that.
         deleted_from: Disks from which the moment was deleted while it stays on others.
         member: Which machine of a group it is, where it is a moment of all of them; else None.
+        stamps: What shows later whether somebody has written to a layer that it is read from, by file
+            (`model/layer_stamps.py`); none for a file that QEMU may still write to.
     """
 
     id: Text
@@ -250,6 +256,7 @@ class MomentRecord(FrozenStruct, frozen=True, tag_field="kind", tag="moment"):
     marks: Mapping[str, Text] = Frozen()
     member: Member | None = None
     deleted_from: tuple[Text, ...] = ()
+    stamps: Mapping[str, Text] = Frozen()
 
     @property
     def disks(self) -> tuple[str, ...]:

@@ -121,6 +121,8 @@ def check_intent(record: IntentRecord) -> None:
         _among("overlays", overlays, (disk for disk, files in record.chains.items() if files))
     _among("moves", record.moves, record.chains)
     _among("after", record.after, record.chains)
+    _stamps(record.stamps)
+    _plain("renews", record.renews.values())
     for step in record.steps:
         _step(step, record)
     before = tuple(file for files in record.chains.values() for file in files)
@@ -223,6 +225,7 @@ def check_moment(record: MomentRecord) -> None:
     for mark in record.marks.values():
         if not re.fullmatch(r"[0-9a-f]{32}-\d+", mark):
             raise ValueError(f"'marks' contains {mark!r}, which is not a mark")
+    _stamps(record.stamps)
     for disk, files in record.chains.items():
         if files and record.covered.get(disk) != files[0]:
             raise ValueError(
@@ -231,6 +234,13 @@ def check_moment(record: MomentRecord) -> None:
             )
         if disk in record.formats and len(record.formats[disk]) != len(files):
             raise ValueError(f"'formats' of {disk!r} does not have an entry for each file of its chain")
+
+
+def _stamps(stamps: Mapping[str, str]) -> None:
+    _plain("stamps", stamps)
+    for stamp in stamps.values():
+        if not re.fullmatch(r"[0-9]{1,20}-[0-9]{1,20}-[0-9a-f]{8}", stamp):
+            raise ValueError(f"'stamps' contains {stamp!r}, which is not a stamp")
 
 
 def _member(member: Member | None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from qmpsnap.model.frozen import JsonStruct
 from qmpsnap.model.graph import InternalSnapshot
+from qmpsnap.model.layer_stamps import WrittenLayer
 
 
 class ViewLayer(JsonStruct, frozen=True):
@@ -38,6 +39,7 @@ class DiskView(JsonStruct, frozen=True):
         allocated: Bytes of the layers on the host, or None: a copy has at most as many.
         snapshot: The snapshot inside the newest layer that holds the moment; None: the layer itself holds it.
         written: Whether the guest may write to the newest layer, which has the snapshot inside.
+        written_since: Layers to which somebody else has written after the snapshot, which they hold.
     """
 
     disk: str
@@ -47,6 +49,7 @@ class DiskView(JsonStruct, frozen=True):
     allocated: int | None = None
     snapshot: InternalSnapshot | None = None
     written: bool = False
+    written_since: tuple[WrittenLayer, ...] = ()
 
     @property
     def files(self) -> tuple[str, ...]:

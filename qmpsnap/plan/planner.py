@@ -20,6 +20,7 @@ from qmpsnap.plan.plan import Plan
 from qmpsnap.plan.record_places import refuse_unchangeable, state_questions, with_parents
 from qmpsnap.plan.scene import GuestScene, Scene
 from qmpsnap.plan.vmstate import checkpoint, delete, load, revert, revert_new, revert_off, save, store
+from qmpsnap.plan.written import noted, renewing
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +139,7 @@ def plan(intent: Intent, scene: Scene, *, off: bool = False) -> Plan:
     planner = _planner(intent, off=off)
     for guard in planner.guards:
         guard(scene)
-    planned = planner.plan(intent, scene)
+    planned = renewing(noted(planner.plan(intent, scene), scene), scene)
     refuse_backed_up(planned, scene)
     refuse_unchangeable(planned.steps, scene.files)
     return without_abandoned(planned, scene.files) if intent.kind in _CHANGE_LAYERS else planned

@@ -24,6 +24,7 @@ from qmpsnap.plan.plan import Plan
 from qmpsnap.plan.record_places import state_questions, with_parents
 from qmpsnap.plan.scene import Scene
 from qmpsnap.plan.vmstate.branch import branch_files, left_aside, refuse_invalid
+from qmpsnap.plan.written import written_since
 
 _FORMATS = frozenset({"qcow2", "raw"})
 
@@ -79,7 +80,10 @@ def views(name: str, disks: Sequence[str], scene: Scene) -> tuple[DiskView, ...]
                 f"{moment.name!r} does not include {disk}",
                 hint=f"it includes: {', '.join(held) or 'no disk'}",
             )
-    return tuple(_view(moment, scene.graph.disks[disk], scene) for disk in wanted)
+    found = tuple(_view(moment, scene.graph.disks[disk], scene) for disk in wanted)
+    if (record := moment.record) is None:
+        return found
+    return tuple(replace(view, written_since=written_since(record, (view.disk,), scene)) for view in found)
 
 
 def readable(disks: Sequence[str], scene: Scene) -> tuple[Disk, ...]:

@@ -23,9 +23,11 @@ from msgspec.structs import replace
 
 from qmpsnap.errors import Busy, InvalidTarget, TargetExists
 from qmpsnap.model.frozen import Frozen
+from qmpsnap.model.layer_stamps import layers_written
 from qmpsnap.model.record import IntentRecord, MomentRecord, Record, moment_of
 from qmpsnap.model.record_file import check, to_json
 from qmpsnap.run.disk import in_thread, rename_exclusively, sync_directory
+from qmpsnap.run.file_stamps import file_stamps
 from qmpsnap.run.image_headers import file_mark, marks_in
 from qmpsnap.run.log import get_logger
 from qmpsnap.run.os_errors import unusable
@@ -60,13 +62,14 @@ class Catalog:
         After a failure nothing is left. After a cancellation the record may exist; `finish` removes it.
 
         Returns:
-            The record, now knowing its directory, for `finish` and `to_moment`.
+            The record, for `finish` and `to_moment`, with its directory, and with the present stamps of its
+            layers.
 
         Raises:
             TargetExists: When there is a record of that id.
             InvalidTarget: When it cannot be written there.
         """
-        stored = replace(record, directory=directory)
+        stored = await in_thread(partial(_with_stamps, replace(record, directory=directory)))
         await self._write(stored)
         return stored
 
@@ -103,16 +106,20 @@ class Catalog:
         except OSError as error:
             raise _unusable(record, error, "remove") from error
 
-    async def to_moment(self, intent: IntentRecord) -> MomentRecord:
+    async def to_moment(self, intent: IntentRecord, *, frozen: Collection[str] = ()) -> MomentRecord:
         """Turn the intent of a snapshot that succeeded into its moment's record; durable when it returns.
 
         After a failure or cancellation the intent's record exists, or the moment's, or both; never neither.
+
+        Args:
+            intent: The intent's record.
+            frozen: Layers to which QEMU does not write: the record shows later whether somebody has.
 
         Raises:
             TargetExists: When there is such a moment.
             InvalidTarget: When it cannot be written.
         """
-        moment = await in_thread(partial(_marked, moment_of(intent)))
+        moment = await in_thread(partial(_stamped, moment_of(intent), frozen))
         await self._write(moment, instead_of=intent)
         return moment
 
@@ -265,6 +272,18 @@ def _marked(record: MomentRecord) -> MomentRecord:
             marks[file] = mark
     before = {file: mark for file, mark in record.marks.items() if mark in marks.values()}
     return replace(record, marks=Frozen({**before, **marks}))
+
+
+def _with_stamps(record: IntentRecord) -> IntentRecord:
+    """The record of an operation that begins, with the stamps of layers for which moments get new ones."""
+    layers = layers_written(record).union(record.folded) if record.renews else ()
+    return replace(record, stamps=Frozen(file_stamps(layers)))
+
+
+def _stamped(record: MomentRecord, frozen: Collection[str]) -> MomentRecord:
+    """The record of a new moment, with marks, and with stamps of those of its layers that are `frozen`."""
+    layers = {file for files in record.chains.values() for file in files if file in frozen}
+    return replace(_marked(record), stamps=Frozen(file_stamps(layers)))
 
 
 def _lock(directory: str) -> int | None:

@@ -166,10 +166,13 @@ class DaemonTarget(SessionTarget):
             await self._follow_jobs()
             named = await self.session.query("query-named-block-nodes", {"flat": True})
             try:
-                return parse_images(named, self._opened)
+                graph = parse_images(named, self._opened)
             except GraphMoved as moved:
                 _log.debug("graph.moved", vm=self._name, node=str(moved), attempt=attempt)
                 await anyio.sleep(0.01 * attempt)
+            else:
+                self._host.graph = graph
+                return graph
         raise Malformed("the block graph kept changing while it was read", hint="try again")
 
     async def perform(self, step: Step) -> float:

@@ -19,7 +19,9 @@ from qmpsnap.errors import InvalidTarget, TargetExists
 from qmpsnap.model.disk_renames import with_names
 from qmpsnap.model.files import Ask
 from qmpsnap.model.frozen import Frozen
+from qmpsnap.model.graph import Graph
 from qmpsnap.model.layer_renames import Renames, with_paths
+from qmpsnap.model.layer_stamps import frozen_layers, layers_written, renewed
 from qmpsnap.model.machine import Fingerprint
 from qmpsnap.model.record import IntentRecord, MomentRecord, Record
 from qmpsnap.model.record_changes import deleted_from, without_layers
@@ -30,6 +32,7 @@ from qmpsnap.run import memory_files
 from qmpsnap.run.catalog import Catalog
 from qmpsnap.run.cleanup import Created
 from qmpsnap.run.disk import in_thread
+from qmpsnap.run.file_stamps import file_stamps
 from qmpsnap.run.images import Images
 from qmpsnap.run.log import get_logger
 from qmpsnap.run.memory_files import Sealed, remove_state_file
@@ -48,6 +51,10 @@ class Host:
     Args:
         images: Makes and removes image files.
         catalog: Writes and removes records.
+
+    Attributes:
+        graph: The graph as it was last read, or None.
+        state_bytes: Bytes of the last file of VM state that was sealed.
     """
 
     def __init__(self, images: Images, catalog: Catalog) -> None:
@@ -58,7 +65,8 @@ class Host:
         self._sealed: dict[str, tuple[int, int]] = {}  # of each file of VM state its inode and owner
         self._names: dict[str, dict[str, str]] = {}  # of a moment's record: what its disks are called now
         self._renames = Renames()
-        self.state_bytes = 0  # of the last file of VM state that was sealed
+        self.graph: Graph | None = None
+        self.state_bytes = 0
         self._actions: Mapping[str, Callable[..., Awaitable[None]]] = {
             "write-record": self._write_record,
             "finish-record": self._finish_record,
@@ -105,11 +113,27 @@ class Host:
             *intents,
             *[await self._catalog.find(directory, one, MomentRecord) for one in moments],
         ):
+            if isinstance(record, IntentRecord):
+                await self._renew_stamps(record)
             if record is not None:
                 await self._catalog.finish(record)
 
+    async def _renew_stamps(self, intent: IntentRecord) -> None:
+        """Let moments show that it was our operation that has written to their layers."""
+        for record_id, directory in intent.renews.items():
+            async with self._changing(directory):
+                if await self._catalog.find(directory, record_id, MomentRecord) is None:
+                    continue  # it was deleted
+                moment = await self._moment(directory, record_id)
+                written = layers_written(intent).intersection(moment.stamps)
+                now = await in_thread(functools.partial(file_stamps, written))
+                if (fresh := renewed(moment, intent.stamps, dict.fromkeys(written, "") | now)) != moment:
+                    await self._catalog.rewrite(fresh)
+
     async def _keep_moment(self, _: Step, *, directory: str, id: str, **__: str) -> None:
-        await self._catalog.to_moment(await self._with_identity(await self._intent(directory, id)))
+        intent = await self._with_identity(await self._intent(directory, id))
+        frozen = frozen_layers(self.graph) if self.graph is not None else ()
+        await self._catalog.to_moment(intent, frozen=frozen)
 
     async def _create_file(self, _: Step, *, file: str, like: str) -> None:
         self._made[file] = await self._images.create_image(

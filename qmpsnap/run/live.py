@@ -56,10 +56,13 @@ class LiveTarget(SessionTarget):
         for attempt in range(_GRAPH_TRIES):
             replies = GraphReplies.read(*await self.session.ask(*GRAPH_QUERIES))
             try:
-                return parse_graph(replies, cwd=self._cwd, real=await self._real_names(replies))
+                graph = parse_graph(replies, cwd=self._cwd, real=await self._real_names(replies))
             except GraphMoved as moved:
                 _log.debug("graph.moved", vm=self._name, node=str(moved), attempt=attempt)
                 await anyio.sleep(0.01 * attempt)
+            else:
+                self._host.graph = graph
+                return graph
         raise Malformed("QEMU's block graph kept changing while it was read", hint="try again")
 
     async def _real_names(self, replies: GraphReplies) -> Mapping[str, str]:

@@ -131,6 +131,13 @@ class Planning:
             records_seen=files.shared,
             states=files.states,
             memories=more.memories,
+            # What was read before the records: an operation may have begun since.
+            files=replace(
+                files,
+                files=Frozen({**more.files, **files.files}),
+                images=Frozen({**more.images, **files.images}),
+                records=more.records if further.records else files.records,
+            ),
         )
         tree = growth.tree(moments.moments)
         moments = replace(

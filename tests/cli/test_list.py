@@ -5,11 +5,14 @@ import time
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from qmpsnap.model.kept_state import KeptState
+from qmpsnap.model.layer_stamps import stamp_of
 from qmpsnap.model.machine import Fingerprint
 from qmpsnap.model.record import MomentRecord
-from qmpsnap.model.record_file import to_json
+from qmpsnap.model.record_file import from_json, to_json
+from qmpsnap.run.image_headers import header_with_status
 from tests.headers import qcow2_bytes
 
 from .conftest import disks
@@ -77,7 +80,7 @@ def test_list_prints_json_with_every_part(machine, both):
             "vm_state_size": 0, "mode": "", "vm_state_file": "", "vm_state_bytes": 0,
             "vm_state_missing": False,
             "held": [{"disk": "vda", "file": base, "overlay": top, "allocated": 1 << 20, "id": "",
-                      "vm_state_size": 0, "in_chain": True, "invalid": False}],
+                      "vm_state_size": 0, "in_chain": True, "invalid": False, "written": []}],
         },
         {
             "name": "i1", "kind": "internal", "created": "2024-05-01T12:00:01+00:00", "current": False,
@@ -85,12 +88,29 @@ def test_list_prints_json_with_every_part(machine, both):
             "vm_state_bytes": 4096, "vm_state_missing": False,
             "held": [
                 {"disk": "vda", "file": top, "overlay": "", "allocated": None, "id": "1",
-                 "vm_state_size": 4096, "in_chain": True, "invalid": False},
+                 "vm_state_size": 4096, "in_chain": True, "invalid": False, "written": []},
                 {"disk": "vdb", "file": "/d/b.qcow2", "overlay": "", "allocated": None, "id": "1",
-                 "vm_state_size": 0, "in_chain": True, "invalid": False},
+                 "vm_state_size": 0, "in_chain": True, "invalid": False, "written": []},
             ],
         },
     ]  # fmt: skip
+
+
+def test_list_marks_a_snapshot_to_whose_layer_others_have_written(machine, both, tmp_path):
+    _, base = both
+    Path(base).write_bytes(qcow2_bytes())
+    (file,) = (tmp_path / "base.qmpsnap").iterdir()
+    record = from_json(file.read_text())
+    header, status = header_with_status(base)
+    for was, told in ((status.st_mtime_ns, False), (status.st_mtime_ns - 1, True)):
+        stamp = stamp_of(header, modified_ns=was, inode=status.st_ino)
+        file.write_text(to_json(replace(record, stamps={base: stamp})))
+        out = machine("--shared-fs", "yes", "list").out
+        assert (
+            bool(re.search(r"WRITTEN TO on vda at [-0-9]+ [:0-9]+, not by qmpsnap:\s+\S*base", out)) is told
+        )
+        (part,) = machine("--shared-fs", "yes", "--json", "list").json["moments"][0]["held"]
+        assert [layer["file"] for layer in part["written"]] == [base] * told
 
 
 def test_list_warns_when_external_ones_cannot_be_known(machine, both):

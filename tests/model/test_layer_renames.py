@@ -191,3 +191,9 @@ def test_layer_that_has_moved_is_not_the_image_that_has_its_name_now() -> None:
     gone = find_renames([TWO], {A: {"/one/a"}}, there, moves={"/two": Move("/new", False)})
     assert gone == Renames()  # nothing shows that it has moved, too
     assert find_renames([TWO], {}, there, moves={"/two": Move("/new", True)}).files.keys() == {"/two/b"}
+
+
+def test_stamps_have_the_present_names_too() -> None:
+    stamps = {"/d/a": "1-2-00000000", "/d/base": "3-4-00000000"}
+    found = with_paths(replace(record("1", a=A), stamps=stamps), Renames({A: "/d/x"}, {"/d/base": "/e/base"}))
+    assert found.stamps == {"/d/x": "1-2-00000000", "/e/base": "3-4-00000000"}

@@ -329,6 +329,20 @@ def test_a_mark_is_thirty_two_hex_digits_and_an_inode(mark: str) -> None:
         from_json(json.dumps(body))
 
 
+@each(
+    "stamp",
+    ["", "1-2", "1-2-", "1-2-0123456", "1-2-0123456z", "-1-2-01234567", "1-2-3-01234567", "१-2-01234567"],
+)
+def test_a_stamp_is_a_time_an_inode_and_eight_hex_digits(stamp: str) -> None:
+    for record in (MOMENT, CHECKPOINT):
+        body = json.loads(to_json(record))
+        body["stamps"] = {"/d/o": "12-34-01abcdef"}
+        from_json(json.dumps(body))
+        body["stamps"] = {"/d/o": stamp}
+        with pytest.raises(ValueError, match=r"'stamps' contains '.*', which is not a stamp"):
+            from_json(json.dumps(body))
+
+
 def test_record_of_a_group_that_does_not_name_its_own_machine_is_none() -> None:
     intent = replace(CHECKPOINT, member=Member("1f", "web", ("web", "db")))
     assert from_json(to_json(intent)) == intent

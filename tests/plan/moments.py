@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from msgspec.structs import replace
 
 from qmpsnap.model.kept_state import KeptState
+from qmpsnap.model.layer_stamps import stamp_of
 from qmpsnap.model.memory import MemoryFact, MemoryNote
 from qmpsnap.model.record import MomentRecord
 from qmpsnap.testing.drawing import graph
@@ -70,6 +71,22 @@ def files_of(mode: str, of: Graph = TWO) -> FakeFiles:
         files.put(MEMORY, format="raw", size_bytes=4096)
         note = MemoryNote(ID, "c1", 4096, True, a_machine(of).fingerprint, ())
         files.memories[MEMORY] = MemoryFact(MEMORY, 4096, note)
+    return files
+
+
+_INODES = {S1: 11, BASE: 12, DATA: 13}
+
+
+def written_to(files: FakeFiles, *written: str, stamped: bool = True) -> FakeFiles:
+    """The files, with stamps in the record; some were written to since."""
+    (moment,) = files.records
+    assert isinstance(moment, MomentRecord)
+    stamps = {}
+    for file, inode in _INODES.items():
+        fact = files.facts[file]
+        stamps[file] = stamp_of(fact.header, modified_ns=100, inode=inode)
+        files.facts[file] = replace(fact, inode=inode, modified_ns=2 * 10**9 if file in written else 100)
+    files.records[:] = [replace(moment, stamps=stamps if stamped else {})]
     return files
 
 

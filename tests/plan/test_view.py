@@ -16,7 +16,7 @@ from qmpsnap.plan.scene import Scene
 from qmpsnap.testing.drawing import MIB, chain, graph
 from qmpsnap.testing.fake_files import FakeFiles
 from tests.each import each
-from tests.plan.moments import BASE, DATA, O1, O2, S1, TWO, files_of
+from tests.plan.moments import BASE, DATA, O1, O2, S1, TWO, files_of, written_to
 from tests.plan.scenes import NOW, job, with_layer
 
 if TYPE_CHECKING:
@@ -54,6 +54,12 @@ def test_view_reads_the_layers_that_hold_the_moment_each_with_its_format() -> No
         ),
         DiskView("vdb", "c1", (ViewLayer(DATA, "raw"),), 64 * MIB, allocated=196_616),
     )
+
+
+def test_view_names_the_layers_that_others_have_written_to() -> None:
+    vda, vdb = viewed("c1", files=written_to(files_of(""), BASE))
+    assert [layer.file for layer in vda.written_since] == [BASE]
+    assert vdb.written_since == ()
 
 
 def test_view_is_of_the_disks_that_are_named_in_any_spelling() -> None:

@@ -103,6 +103,11 @@ FINDINGS: Mapping[str, Said] = MappingProxyType(
         "snapshot-lost": Said(
             "A snapshot that no file holds any more.", "`qmpsnap delete` removes its name."
         ),
+        "layer-written": Said(
+            "A layer to which somebody else has written after a snapshot that is read from it.",
+            "Find out who wrote there. If the guest still reads what it read then, give the file its former "
+            "time back (`touch -d`); else delete the snapshots that are read from it.",
+        ),
         "bitmap-inconsistent": Said(
             "A dirty bitmap that was in use when QEMU was killed: no backup can use it any more.",
             "Remove it; the next backup has to be a full one.",

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 
 from qmpsnap.model.hints import qmp_words
 from qmpsnap.model.interrupted import is_of_fork, left_behind
 from qmpsnap.model.keeper import Keeper, KeptFor, ending
+from qmpsnap.model.layer_stamps import WrittenLayer
 from qmpsnap.plan.diagnosis.facts import Case, Facts
+from qmpsnap.plan.written import accepted, in_utc
 
 
 def bitmap_inconsistent(facts: Facts) -> Iterator[Case]:
@@ -86,6 +89,25 @@ def moment_lost(facts: Facts) -> Iterator[Case]:
                 "read nor reverted to",
                 ("qmpsnap", "delete", moment.name),
             )
+
+
+def layer_written(facts: Facts) -> Iterator[Case]:
+    """A layer to which somebody else has written after a snapshot that is read from it."""
+    written: dict[str, dict[str, WrittenLayer]] = {}
+    for moment in facts.moments.moments:
+        for part in moment.held:
+            for layer in part.written if not part.invalid else ():
+                name = f"{moment.name!r} ({in_utc(moment.created)})"
+                written.setdefault(layer.file, {})[name] = layer
+    for file, held in written.items():
+        first = min(held.values(), key=lambda layer: layer.was)
+        yield Case(
+            file,
+            f"it was written to at {in_utc(first.at)}, and not by qmpsnap, after these snapshots that are "
+            f"read from it: {', '.join(held)}; they may hold other data by now",
+            advice="if the guest reads what it read then (the file was only touched, or repaired), say so: "
+            f"{shlex.join(accepted(first))}; else delete the snapshots",
+        )
 
 
 def state_missing(facts: Facts) -> Iterator[Case]:

@@ -65,6 +65,7 @@ RULES = (
     Rule("node-left", nodes.node_left),
     Rule("layer-invalid", kept.layer_invalid),
     Rule("snapshot-lost", kept.moment_lost),
+    Rule("layer-written", kept.layer_written),
     Rule("bitmap-inconsistent", kept.bitmap_inconsistent),
     Rule("state-missing", kept.state_missing),
     Rule("state-unused", kept.state_unused),

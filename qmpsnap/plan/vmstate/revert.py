@@ -50,6 +50,7 @@ from qmpsnap.plan.vmstate.common import (
     undone,
 )
 from qmpsnap.plan.vmstate.in_place import load_notes, load_store, pause, refuse_store
+from qmpsnap.plan.written import refuse_written, written_since
 
 
 def ask_again(intent: Revert, graph: Graph, files: Files) -> Ask:
@@ -82,7 +83,8 @@ def plan(intent: Revert, scene: GuestScene) -> Plan:
         NotFound, AmbiguousName: When no moment has the name, or two have it.
         Unsupported: When its memory needs a new QEMU, or a disk's device or filter was not tried.
         NotInChain: When a writable disk is not in the moment, or a layer does not hold it any more.
-        MachineDiffers: When the machine is not the one that it was.
+        MachineDiffers: When the machine is not the one that it was, or somebody else has written to a layer
+            of a moment whose memory is loaded.
         Busy: When a job or a migration is running.
         TargetExists, InvalidTarget: When an overlay or the VM state is not as it has to be.
         WouldLose: When a layer that is to be discarded holds internal snapshots.
@@ -101,6 +103,7 @@ def plan(intent: Revert, scene: GuestScene) -> Plan:
     disks = _covered_disks(record, scene, left)
     if state is not None:
         refuse_store(state, machine, scene, intent.name)
+        refuse_written(record.name, written_since(record, [disk.name for disk in disks], scene))
     token = branch_token(record, scene.graph)
     new = branches(moment, disks, token, scene)
     if intent.discard:

@@ -28,6 +28,7 @@ from qmpsnap.plan.vmstate.common import file_number, refuse_changed, refuse_othe
 from qmpsnap.plan.vmstate.in_place import load_store, refuse_broken, refuse_store
 from qmpsnap.plan.vmstate.revert import disks_of, left_out, new_overlays
 from qmpsnap.plan.vmstate.save import load_steps, own_note
+from qmpsnap.plan.written import refuse_written, written_since
 
 
 def plan_prepare(intent: Revert, scene: Scene) -> Plan:
@@ -122,6 +123,7 @@ def plan_incoming(intent: Revert, scene: GuestScene) -> Plan:
         _refuse_written(record, note, scene)
         size = note.stream_bytes
     disks = tuple(name for name in record.covered if name in scene.graph.disks)
+    refuse_written(record.name, written_since(record, disks, scene))
     return Plan(
         op="revert",
         intent=intent,

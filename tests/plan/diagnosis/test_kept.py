@@ -8,6 +8,7 @@ from qmpsnap.model.files import Files
 from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.graph import Bitmap, Graph
 from qmpsnap.model.keeper import Keeper, KeeperState, KeptFor
+from qmpsnap.model.layer_stamps import WrittenLayer
 from qmpsnap.model.moments import Moment, MomentPart, Moments
 from qmpsnap.model.record import MomentRecord
 from qmpsnap.plan.diagnosis.rules import diagnose
@@ -74,6 +75,23 @@ def test_a_snapshot_that_no_file_holds_is_deleted() -> None:
     assert codes(facts(moments=moments(half))) == []  # of the other disk it can be read
     for record in (commit_left(kept=False), commit_left(kept=True)):  # what ends these decides
         assert "snapshot-lost" not in dict(codes(facts(moments=moments(lost), operations=(record,))))
+
+
+def test_layers_to_which_others_have_written_are_named_with_their_snapshots() -> None:
+    def moment(name: str, file: str, was: int, *, invalid: bool = False) -> Moment:
+        written = WrittenLayer(name, TIME, "vda", file, "2024-05-02T12:00:00+00:00", was)
+        return Moment(name, "external", TIME, (MomentPart("vda", file, written=(written,), invalid=invalid),))
+
+    found = only(facts(moments=moments(moment("n1", BASE, 7), moment("n2", BASE, 9))))
+    assert (found.code, found.subject, found.remedy) == ("layer-written", BASE, ())
+    assert found.cause == (
+        "it was written to at 2024-05-02 12:00:00 UTC, and not by qmpsnap, after these snapshots that are "
+        "read from it: 'n1' (2024-05-01 12:00:00 UTC), 'n2' (2024-05-01 12:00:00 UTC); they may hold other "
+        "data by now"
+    )
+    assert f"touch -d @0.000000007 {BASE};" in found.advice
+    lost = moment("n1", BASE, 7, invalid=True)
+    assert "layer-written" not in dict(codes(facts(moments=moments(lost))))
 
 
 def test_a_checkpoint_needs_its_memory() -> None:

@@ -20,7 +20,7 @@ from qmpsnap.plan.intent import Revert
 from qmpsnap.testing.drawing import MIB, chain, graph
 from qmpsnap.testing.fake_machine import a_machine
 from tests.each import each
-from tests.plan.moments import MEMORY, STORE, TWO, files_of, kept, kinds
+from tests.plan.moments import BASE, MEMORY, STORE, TWO, files_of, kept, kinds, written_to
 from tests.plan.scenes import job, planned, with_layer
 
 if TYPE_CHECKING:
@@ -225,6 +225,15 @@ def test_incoming_refuses_a_layer_that_was_written_since(changes: dict[str, Any]
 def test_incoming_loads_over_a_copy_of_the_layers() -> None:
     files = noted(layers=(replace(DIRECT, inode=7), BELOW, THEN))
     assert planned(INCOMING, READY, files=files, machine=a_machine(READY, **WAITING)).steps
+
+
+@each("mode", ["stop", "in-place"])
+def test_incoming_refuses_a_layer_that_others_have_written_to(mode: str) -> None:
+    status = WAITING if mode == "stop" else {"status": "prelaunch", "running": False}
+    machine = a_machine(READY, **status)
+    planned(INCOMING, READY, files=written_to(prepared(mode)), machine=machine)
+    with pytest.raises(MachineDiffers, match="the disks may no longer be those of 'c1'"):
+        planned(INCOMING, READY, files=written_to(prepared(mode), BASE), machine=machine)
 
 
 def test_incoming_does_not_compare_a_layer_that_stood_on_others() -> None:
