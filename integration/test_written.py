@@ -257,7 +257,7 @@ async def test_what_others_write_while_the_machine_is_off_is_told(machine, qemu,
     with machine(*drive("vda", overlay)) as running:
         async with running.connect() as vm:
             assert await told(vm) == {("s1", "base.qcow2")}
-            (note,) = [note for note in (await vm.plan(Revert("s1"))).notes if "written to" in note]
+            (note,) = [note for note in (await vm.plan(Revert("s1"))).notes if "not by qmpsnap" in note]
             assert note.startswith(f"{base}, from which 's1' of vda is read, was written to at ")
             (finding,) = [each for each in await vm.diagnose() if each.is_trouble]
             assert (finding.code, finding.subject) == ("layer-written", base)

@@ -40,7 +40,7 @@ def test_a_revert_of_disks_notes_it() -> None:
     assert tuple(notes) == plain.notes
     assert note.startswith("/images/base.qcow2, from which 'c1' of vda is read, was written to at 1970-01-01")
     left = planned(Revert("c1", leave=("vda",)), TWO, files=written_to(files_of(""), BASE))
-    assert "written" not in " ".join(left.notes)
+    assert "not by qmpsnap" not in " ".join(left.notes)
 
 
 @each("way", ["in-place", "stop", ""])
