@@ -181,14 +181,21 @@ class ConsoleShell(Shell):
 
     async def _put(self, data: bytes) -> None:
         """Send what a script reads, in parts: a guest that does not read as fast loses what it gets."""
+        silent, have = False, 0
         for _ in range(_TRIES):
-            have = 0
             for at in range(0, len(data), _PART_BYTES):
                 part = data[at : at + _PART_BYTES]
                 text = _lines(gzip.compress(part, mtime=0) if self._packs else part)
                 token = secrets.token_hex(4)
                 await self._screen.type(f"stdin {token} {'more' if at else 'new'}\n{text}\n")
-                answer = await self._answer_to(token, limit=len(text) / _SLOWEST)
+                try:
+                    answer = await self._answer_to(token, limit=len(text) / _SLOWEST)
+                except TimeoutError:
+                    if silent:
+                        raise
+                    silent = True  # the end of the text may have been lost
+                    await self._screen.type("\n\n")
+                    break
                 have = int(answer[1]) if answer[:1] == ["stdin"] and answer[1:] else have
                 if have != at + len(part):
                     break

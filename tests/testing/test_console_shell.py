@@ -199,7 +199,9 @@ async def test_script_reads_what_it_is_given_compressed_where_the_guest_has_gzip
     assert (typed < 10_000) is gzip
 
 
-async def test_what_a_script_reads_is_sent_again_when_some_of_it_was_lost():
+@pytest.mark.parametrize("sent", [b"H4sI\n\n", b"H4sI"], ids=["the middle", "the end"])
+async def test_what_a_script_reads_is_sent_again_when_some_of_it_was_lost(sent, monkeypatch):
+    monkeypatch.setattr(console_shell, "_GRACE_S", 1.5)
     with on_a_terminal(*SH) as console:
         send = console.send
         lost: list[bytes] = []
@@ -207,7 +209,7 @@ async def test_what_a_script_reads_is_sent_again_when_some_of_it_was_lost():
         async def lose(item: bytes) -> None:
             if item.startswith(b"stdin") and not lost:
                 lost.append(item)
-                item = item.replace(item.splitlines()[1], b"H4sI")
+                item = item.splitlines(keepends=True)[0] + sent
             await send(item)
 
         async with open_console(console) as shell:
