@@ -19,6 +19,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from msgspec import structs
+
 from qmpsnap.model.graph import Disk
 from qmpsnap.model.hints import LOAD_FAILED, RUNS_AGAIN, command
 from qmpsnap.model.kept_state import KeptState
@@ -179,9 +181,9 @@ def _saved(
     if keeps:
         seal = () if whole else _seal(record, state)
         note = _outcome(record, done=True)
-        return _plan(
-            record, scene, (*steps, *seal), tidied(record, scene), (note,), moves=_all(record, taken)
-        )
+        old = (remove_state(state.partial, record.id),) if whole and _has_both_names(state, scene) else ()
+        tidy = (*old, *tidied(record, scene))
+        return _plan(record, scene, (*steps, *seal), tidy, (note,), moves=_all(record, taken))
     notes = [_outcome(record, done=False)]
     if taken and state.mode != "background" and not ran_here(record, scene.machine.process):
         notes[0] = (
@@ -212,9 +214,19 @@ def _all(record: IntentRecord, taken: tuple[str, ...]) -> tuple[str, ...]:
 def _is_whole(record: IntentRecord, state: KeptState, scene: Scene) -> bool:
     """Whether the file is complete: it has its final name, and was written by this operation."""
     fact = scene.files.memories.get(state.file)
-    if fact is None or _may_be_foreign(scene, state.file):
+    if fact is None:
+        return False
+    if _has_both_names(state, scene):
+        fact = structs.replace(fact, links=1)
+    if fact.foreign(user=None if fact.exposed else fact.user):
         return False
     return state.tag in fact.tags if state.tag else fact.note is not None and fact.note.id == record.id
+
+
+def _has_both_names(state: KeptState, scene: Scene) -> bool:
+    """Whether the client was killed while the file was renamed: by a second link, without replacing any."""
+    file, partial = (scene.files.memories.get(name) for name in (state.file, state.partial))
+    return file is not None and partial is not None and file.links == 2 and file.inode == partial.inode
 
 
 def _can_be_kept(record: IntentRecord, scene: Scene) -> bool:

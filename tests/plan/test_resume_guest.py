@@ -111,6 +111,23 @@ def test_resume_of_a_checkpoint_whose_moment_is_kept_only_ends_the_record(mode: 
 
 
 @each("mode", MODES)
+@each("links", [2, 3])
+def test_resume_keeps_a_memory_whose_client_was_killed_while_it_was_renamed(
+    mode: FileMode, links: int
+) -> None:
+    """It has both names then; with a third one it may be any file of the host."""
+    record, of = begun(mode)
+    assert record.state is not None
+    files, state = files_of(record, of, sealed=record.id), record.state
+    for name in (state.file, state.partial):
+        fact = files.memories[state.file]
+        files.memories[name] = replace(fact, path=name, inode=7, links=links)
+    steps = rested(record, of, files).steps
+    kept = keep_moment(record.directory, record.id, "c1")
+    assert (kept in steps, remove_state(state.partial, record.id) in steps) == (links == 2, True)
+
+
+@each("mode", MODES)
 @each("there", [True, False])
 def test_resume_keeps_a_whole_memory_as_long_as_its_layers_are_there(mode: FileMode, *, there: bool) -> None:
     record, of = begun(mode)
