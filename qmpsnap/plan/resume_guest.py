@@ -32,7 +32,7 @@ from qmpsnap.plan.commands.block import (
     blockdev_add,
     blockdev_del,
     check_roots,
-    open_store,
+    open_store_to_read,
     reopen_filter,
     set_drive,
 )
@@ -374,7 +374,7 @@ def _load(record: IntentRecord, scene: GuestScene) -> tuple[Step, ...]:
     if open_now:  # the cleanup closes it
         return load
     refuse_foreign(scene.files.memories[state.file], state)
-    return (open_store(node, state.file), *load, blockdev_del(node))
+    return (open_store_to_read(node, state.file), *load, blockdev_del(node))
 
 
 def _branch_kept(record: IntentRecord, scene: Scene) -> bool:

@@ -29,6 +29,7 @@ class Performer:
         self._host = host
         self._ways: Mapping[str, Callable[[Step], Awaitable[None]]] = {
             "probe": self._probe,
+            "blockdev-add": self._open,
             "take": self._take,
             "flush": self._flush,
             "savevm": partial(manage, session),
@@ -63,6 +64,17 @@ class Performer:
         else:
             assert step.on == "qmp", f"{step.command} is waited for, not performed"  # noqa: S101
             await self._session.change(step.command, step.arguments)
+
+    async def _open(self, step: Step) -> None:
+        """Open an image, without io_uring where QEMU was built without that or may not use it."""
+        file = step.arguments.get("file")
+        try:
+            await self._session.change(step.command, step.arguments)
+        except CommandFailed as error:
+            if not isinstance(file, Mapping) or file.get("aio") != "io_uring" or "io_uring" not in error.desc:
+                raise
+            options = {key: value for key, value in file.items() if key != "aio"}
+            await self._session.change(step.command, {**step.arguments, "file": options})
 
     async def _take(self, step: Step) -> None:
         """Send a transaction; of several disks QEMU's error says neither which it is, nor which action."""

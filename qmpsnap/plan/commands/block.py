@@ -164,11 +164,22 @@ def luks_options(secret: str) -> dict[str, str]:
 
 
 def open_store(node: str, file: str) -> Step:
-    """Open a store of VM state, while it is written or read. QAPI: blockdev-add.
+    """Open a store of VM state, while it is written. QAPI: blockdev-add.
 
     It must not stay open: QEMU would count it among the disks of an internal checkpoint.
     """
     return blockdev_add(node, file, restores=True)
+
+
+def open_store_to_read(node: str, file: str) -> Step:
+    """Open a store of VM state, while it is loaded. QAPI: blockdev-add.
+
+    QEMU reads it in pieces of 32 KiB, each by another thread unless it may use io_uring. Without that it is
+    opened in the usual way. It is written faster by threads.
+    """
+    step = blockdev_add(node, file, restores=True)
+    options = {"driver": "file", "filename": file, "aio": "io_uring"}
+    return replace(step, arguments=Frozen({**step.arguments, "file": options}))
 
 
 def open_overlay(overlay: Overlay, io: Io) -> Step:

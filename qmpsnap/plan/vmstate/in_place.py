@@ -11,7 +11,7 @@ from qmpsnap.model.kept_state import KeptState
 from qmpsnap.model.machine import FOR_A_LOAD, Machine
 from qmpsnap.model.names import digest, job_id, node_name
 from qmpsnap.model.step import Step
-from qmpsnap.plan.commands.block import open_store
+from qmpsnap.plan.commands.block import open_store_to_read
 from qmpsnap.plan.commands.jobs import done_and_dismissed
 from qmpsnap.plan.commands.state import snapshot_load, stop, stop_for_load
 from qmpsnap.plan.scene import Scene
@@ -52,7 +52,7 @@ def load_store(
     node = node_name(digest(token, "store", avoid=scene.names), owned=True)
     job = job_id("revert", "keep", token)
     load = snapshot_load(job, state.tag, (("", node),), node)
-    return done_and_dismissed(load), (open_store(node, state.file),)
+    return done_and_dismissed(load), (open_store_to_read(node, state.file),)
 
 
 def pause(state: KeptState | None, machine: Machine, token: str, scene: Scene) -> Step:

@@ -11,7 +11,7 @@ from qmpsnap.errors import Unsupported
 from qmpsnap.model.graph import Graph
 from qmpsnap.model.names import digest, job_id, node_name
 from qmpsnap.model.step import Stage
-from qmpsnap.plan.commands.block import blockdev_del, open_store
+from qmpsnap.plan.commands.block import blockdev_del, open_store, open_store_to_read
 from qmpsnap.plan.commands.files import create_store
 from qmpsnap.plan.commands.jobs import done_and_dismissed
 from qmpsnap.plan.commands.state import cont, snapshot_load, snapshot_save, stop
@@ -56,7 +56,7 @@ async def load(vm: VM, file: str) -> None:
     node = node_name(token, owned=True)
     loads = snapshot_load(job_id("revert", "keep", token), _TAG, (("", node),), node, running=True)
     stages = (
-        Stage("open the store", (open_store(node, file),)),
+        Stage("open the store", (open_store_to_read(node, file),)),
         Stage("load the memory", done_and_dismissed(loads)),
         Stage("close the store", (blockdev_del(node),), tidy=True),
     )

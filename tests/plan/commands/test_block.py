@@ -15,6 +15,7 @@ from qmpsnap.plan.commands.block import (
     open_overlay,
     open_root,
     open_store,
+    open_store_to_read,
     probe_absent,
     put_on,
     reopen_filter,
@@ -159,6 +160,16 @@ def test_a_root_is_opened_as_it_is_read_and_takes_discards_when_it_is_an_overlay
 
 def test_a_store_is_opened_as_any_image_is_and_closed_in_any_run_state() -> None:
     assert open_store("n", "/f") == replace(blockdev_add("n", "/f"), restores=True)
+
+
+def test_open_store_to_read_asks_for_io_uring() -> None:
+    step = open_store_to_read("n", "/f")
+    assert step.arguments == {
+        "driver": "qcow2",
+        "node-name": "n",
+        "file": {"driver": "file", "filename": "/f", "aio": "io_uring"},
+    }
+    assert (step.undo, step.restores) == ((blockdev_del("n"),), True)
 
 
 def test_a_node_that_is_freed_is_gone() -> None:

@@ -19,7 +19,7 @@ from qmpsnap.errors import (
 from qmpsnap.model.graph import Graph, InternalSnapshot
 from qmpsnap.model.names import check_name
 from qmpsnap.model.record import Origin
-from qmpsnap.plan.commands.block import blockdev_del, check_roots, open_store
+from qmpsnap.plan.commands.block import blockdev_del, check_roots, open_store_to_read
 from qmpsnap.plan.commands.files import Proof, retire_file
 from qmpsnap.plan.commands.records import finish_record, keep_branch, write_record
 from qmpsnap.plan.commands.state import cont, loadvm, snapshot_load, stop, system_reset
@@ -74,7 +74,7 @@ def test_revert_in_place_loads_the_store_instead() -> None:
     store = plan.stages[0].steps[-1]
     load = next(step for step in plan.steps if step.command == "snapshot-load")
     node = store.arguments["node-name"]
-    assert store == open_store(node, STORE)
+    assert store == open_store_to_read(node, STORE)
     assert load == snapshot_load(load.job_id, "qmpsnap-00000001", (("", node),), node)
     assert tidy.steps[0] == blockdev_del(node)
     assert plan.notes == (*KEPT, NOT_TOLD)
