@@ -333,7 +333,11 @@ def test_two_qemus_in_turn_see_nothing_of_each_other(suite):
 def test_port_of_the_host_is_forwarded_and_a_second_qemu_that_cannot_have_it_is_given_up(one_suite, reset):
     ended = one_suite.run(PORT, "--qmpsnap-spare=yes", f"--qmpsnap-reset={reset}")
     assert (ended.code, ended.counts["passed"]) == (0, 6)
-    assert re.search(r"1 boot\(s\), 5 reset\(s\)", ended.out)
+    counts = [r"1 boot\(s\), 5"]
+    if reset == "clone":
+        # The second QEMU may take the port while one clone has ended and the next has not begun.
+        counts.append(r"2 boot\(s\), 4")
+    assert re.search(rf"({'|'.join(counts)}) reset\(s\)", ended.out)
     assert re.search(r"\none QEMU again: .*Could not set up host forwarding rule", ended.out)
     assert one_suite.left() == NOTHING
 
