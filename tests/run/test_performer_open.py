@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -28,12 +28,10 @@ PLAIN = {"driver": "file", "filename": "/f"}
 
 async def opened(server: QmpServer, step: Step) -> list[object]:
     """Open it; return the options of the file in each command that was sent."""
-    try:
-        async with sessions.connect(server.path) as session:
-            await Performer(session, Migrations(session), Host(Images(), Catalog())).perform(step)
-    finally:
-        sent = [one["arguments"]["file"] for one in server.received if one["execute"] == "blockdev-add"]
-    return sent
+    async with sessions.connect(server.path) as session:
+        await Performer(session, Migrations(session), Host(Images(), Catalog())).perform(step)
+    commands: list[Any] = [one for one in server.received if one["execute"] == "blockdev-add"]
+    return [one["arguments"]["file"] for one in commands]
 
 
 async def test_store_is_read_with_io_uring(server: QmpServer) -> None:
