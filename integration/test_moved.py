@@ -47,6 +47,18 @@ def content(place):
     return {path: path.read_bytes() for path in sorted(Path(place).rglob("*")) if path.is_file()}
 
 
+async def go_through(running, vm, disk, now):
+    """Revert to each of the three moments, and delete them; the chain is in the new place."""
+    for pattern, name in ((2, "b"), (3, "c"), (1, "a")):
+        await vm.revert(name)
+        running.read(disk, pattern, 0, BLOCK)
+    for name in ("c", "b", "a"):
+        await vm.delete(name)
+        running.read(disk, 1, 0, BLOCK)
+    layers = (await vm.graph()).disks[disk].files
+    assert {Path(layer).parent for layer in layers} == {now}
+
+
 @pytest.mark.one_qemu
 @pytest.mark.parametrize("aside", [False, True], ids=["in the chain", "aside"])
 @pytest.mark.parametrize("at_the_old_place", [empty, copied, strange], ids=lambda one: one.__name__)
@@ -76,15 +88,8 @@ async def test_moments_are_found_where_they_were_moved_to_and_what_is_at_the_old
         async with running.connect() as vm:
             assert [moment.name for moment in (await vm.moments()).moments] == ["a", "b", "c"]
             running.read("vda", 4, 0, BLOCK)
-            for pattern, name in ((2, "b"), (3, "c"), (1, "a")):
-                await vm.revert(name)
-                running.read("vda", pattern, 0, BLOCK)
-            for name in ("c", "b", "a"):
-                await vm.delete(name)
-                running.read("vda", 1, 0, BLOCK)
+            await go_through(running, vm, "vda", now)
             assert not list(now.glob("*.vmstate.qcow2"))
-            layers = (await vm.graph()).disks["vda"].files
-            assert {Path(layer).parent for layer in layers} == {now}
     assert content(old) == before
 
 
@@ -119,12 +124,5 @@ async def test_moments_are_found_where_the_directory_of_another_disk_was_moved_t
             held = {moment.name: [part.file for part in moment.held] for moment in moments}
             assert held["a"] == [f"{stays}/base.qcow2", f"{now}/base.qcow2"]
             assert all(part.in_chain for moment in moments for part in moment.held)
-            for pattern, name in ((2, "b"), (3, "c"), (1, "a")):
-                await vm.revert(name)
-                running.read("vdb", pattern, 0, BLOCK)
-            for name in ("c", "b", "a"):
-                await vm.delete(name)
-            running.read("vdb", 1, 0, BLOCK)
-            layers = (await vm.graph()).disks["vdb"].files
-            assert {Path(layer).parent for layer in layers} == {now}
+            await go_through(running, vm, "vdb", now)
     assert content(old) == before

@@ -37,7 +37,7 @@ T = TypeVar("T")
 
 
 async def _at_once() -> None:
-    """Of a checkpoint that exists."""
+    """Return at once, as for a checkpoint that exists."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,7 +43,7 @@ _UNDO_LIMIT: Final = 30.0  # seconds in which an overlay must be merged back aft
 
 
 class _Otherwise(Exception):
-    """It is not taken as was foreseen."""
+    """The checkpoint is not taken in the way that was foreseen."""
 
 
 async def planned(vm: OneMachine, name: str, *, memory: str = "", fork: bool = False) -> Plan:

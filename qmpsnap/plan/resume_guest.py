@@ -25,6 +25,7 @@ from qmpsnap.model.graph import Disk
 from qmpsnap.model.hints import LOAD_FAILED, RUNS_AGAIN, command
 from qmpsnap.model.kept_state import KeptState
 from qmpsnap.model.machine import FOR_A_LOAD
+from qmpsnap.model.memory import MemoryFact
 from qmpsnap.model.names import digest, is_owned_node, node_name
 from qmpsnap.model.record import IntentRecord, MomentRecord
 from qmpsnap.model.step import MoveRoot, Root, Stage, Step
@@ -218,7 +219,7 @@ def _is_whole(record: IntentRecord, state: KeptState, scene: Scene) -> bool:
         return False
     if _has_both_names(state, scene):
         fact = structs.replace(fact, links=1)
-    if fact.foreign(user=None if fact.exposed else fact.user):
+    if _may_be_foreign(fact):
         return False
     return state.tag in fact.tags if state.tag else fact.note is not None and fact.note.id == record.id
 
@@ -243,13 +244,12 @@ def _can_be_sealed(record: IntentRecord, state: KeptState, scene: GuestScene) ->
         and ran_here(record, scene.machine.process)
         and files[state.partial].taken
         and not files[state.file].taken
-        and not _may_be_foreign(scene, state.partial)
+        and not _may_be_foreign(scene.files.memories[state.partial])
     )
 
 
-def _may_be_foreign(scene: Scene, file: str) -> bool:
+def _may_be_foreign(fact: MemoryFact) -> bool:
     """Whether another user may have created the file; its owner is not recorded until it is complete."""
-    fact = scene.files.memories[file]
     return bool(fact.foreign(user=None if fact.exposed else fact.user))
 
 
