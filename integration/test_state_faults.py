@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import time
+from pathlib import Path
 
 import anyio
 import pytest
@@ -25,6 +27,7 @@ from qmpsnap.errors import (
     MigrationFailed,
 )
 from qmpsnap.plan.intent import Checkpoint, Save
+from qmpsnap.run import migration
 
 WRITE = (0xA1, 6 * MIB, 64 * KIB)
 SLOW = 100_000  # bytes/s, for a stream of more than a megabyte
@@ -216,6 +219,37 @@ async def test_cancel_of_a_background_checkpoint_leaves_overlays_that_are_named(
                 await vm.commit(disk, top=files[0], base=files[1])
             await vm.checkpoint("c1", mode="background")
             assert status(running) == "running"
+
+
+@pytest.mark.parametrize("early", [False, True])
+async def test_cancelled_background_checkpoints_close_no_descriptor_of_qemu(
+    qemu, two, machine, early, monkeypatch
+):
+    """Cancelled before the first page is written, QEMU 10.0 and 11.1 close their descriptor 0."""
+    if early:
+        monkeypatch.setattr(migration, "_BEGINNING", -1)
+    with machine(*disks(two)) as running:
+        running.qmp("cont")
+        stdin = Path(f"/proc/{running.process.pid}/fd/0")
+        async with running.connect() as vm:
+            for number in range(4):
+                stop = anyio.Event()
+                perform = vm._target.perform
+
+                async def cancels(step, perform=perform, stop=stop):
+                    if step.command == "migrate":
+                        stop.set()
+                    return await perform(step)
+
+                vm._target.perform = cancels
+                plan = await vm.plan(Checkpoint(f"c{number}", "background"))
+                with contextlib.suppress(Interrupted):  # 7.2 is not interrupted, it would hang the guest
+                    await vm.run(plan, qmpsnap.Hooks(cancel=stop))
+                del vm._target.perform
+                assert (str(stdin.readlink()), status(running)) == ("/dev/null", "running")
+            running.write("vda", *WRITE)
+            active = (await vm.graph()).disks["vda"].files[0]
+    assert qemu.read(active) == overwritten(content(2), WRITE)
 
 
 # -- two at once -----------------------------------------------------------------------------------

@@ -58,11 +58,12 @@ class Build(Struct, frozen=True):
 
 
 class MigrationRamInfo(Reply, frozen=True):
-    """Bytes of memory: written, in total, and remaining; zero pages are not transferred."""
+    """Memory: bytes in total and remaining, and the pages written so far, those with data and zero pages."""
 
-    transferred: int = 0
     total: int = 0
     remaining: int = 0
+    normal: int = 0
+    duplicate: int = 0
 
 
 class MigrationInfo(Reply, frozen=True):
@@ -78,6 +79,13 @@ class MigrationEvent(Reply, frozen=True):
     """QAPI: MIGRATION (migration.json)."""
 
     status: str
+
+
+class AddfdInfo(Reply, frozen=True):
+    """A descriptor that QEMU was given, as QEMU numbers it. QAPI: add-fd (misc.json)."""
+
+    fdset_id: int
+    fd: int
 
 
 class MigrationCapabilityStatus(Reply, frozen=True):

@@ -56,8 +56,9 @@ def _ends_migration(record: IntentRecord, scene: GuestScene) -> tuple[Step, ...]
     if state is None or not passed or not same_qemu(record, scene):
         return ()
     way = way_of(machine)
-    may_stop = state.mode != "background" or way == "fdset"
-    cancel = (migrate_cancel(wait=not may_stop),) if machine.migrating else ()
+    background = state.mode == "background"
+    wait = background and way == "fd"
+    cancel = (migrate_cancel(wait=wait, background=background),) if machine.migrating else ()
     return (*cancel, release_file(file_number(record.id[-8:]), way))
 
 

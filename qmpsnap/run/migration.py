@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import time
 from collections.abc import AsyncIterator, Callable
 from functools import partial
@@ -13,26 +14,30 @@ import anyio
 from qmpsnap.errors import CommandFailed, MigrationFailed, Unsupported
 from qmpsnap.model.job import Job, JobStatus
 from qmpsnap.model.machine import FOR_A_LOAD
-from qmpsnap.model.parse_machine import MigrationEvent, MigrationInfo
+from qmpsnap.model.parse_machine import AddfdInfo, MigrationEvent, MigrationInfo
 from qmpsnap.model.qapi import heard, read
 from qmpsnap.model.step import Step
 from qmpsnap.plan.commands.migration import Until
 from qmpsnap.run.cleanup import Created
 from qmpsnap.run.disk import in_thread
 from qmpsnap.run.lock_holders import user_of
+from qmpsnap.run.log import get_logger
 from qmpsnap.run.machine import run_state
 from qmpsnap.run.memory_files import is_closed, open_memory
 from qmpsnap.run.os_errors import unusable
 from qmpsnap.run.progress import Meter, Progress
+from qmpsnap.run.safe_open import open_character
 from qmpsnap.run.session import Event, Session
 from qmpsnap.run.standstill import Stops
 
+_log = get_logger("qmpsnap.run")
 _OVER = frozenset({"none", "completed", "failed", "cancelled"})
+_FAILED = frozenset({"failed", "cancelled"})
 _LOADING = frozenset({"inmigrate", FOR_A_LOAD, "finish-migrate"})  # run states of a load under way
-_FEW_BYTES = 1000  # more memory than this is written only once the devices' state is kept
 _LOOK = 0.001  # seconds between two looks while the guest stands still: no event tells of the pages
 _AGAIN = 0.25  # seconds between two looks else, should an event have been missed
 _MOMENT = 30.0  # seconds for what QEMU does in a moment; where it hangs, we do not hang with it
+_BEGINNING = 5.0  # seconds until a migration has begun to write pages, before it is cancelled
 # Why QEMU (7.2, 10.0 and 11.1) cannot follow the writes to the guest's memory, and what to do about it. It
 # needs userfaultfd, of which the kernel says no more than yes or no.
 _UNFOLLOWED = {
@@ -54,7 +59,8 @@ def _stuck(what: str, state: str) -> MigrationFailed:
 
 def _writes(now: MigrationInfo) -> bool:
     """Whether the devices' state is saved, and pages of memory follow, or all is written."""
-    return now.status == "completed" or (now.status == "active" and now.ram.transferred > _FEW_BYTES)
+    pages = now.ram.normal + now.ram.duplicate
+    return now.status == "completed" or (now.status == "active" and pages > 0)
 
 
 class Migrations:
@@ -166,13 +172,41 @@ class Migrations:
                 raise
 
     async def cancel(self, step: Step) -> None:
-        """Stop the migration, or wait for its end where it must not be stopped."""
-        if (await self.status()).status not in _OVER:
-            await self._stop(step)
+        """Stop the migration, or wait for its end where it must not be stopped.
+
+        A background snapshot that ends before QEMU follows the writes to the memory makes QEMU close its
+        descriptor 0 (10.0 and 11.1). The next file that QEMU opens gets that number, and the next such
+        snapshot closes it, be it a disk. So none is cancelled before its first page is written, and if one
+        has failed before that, the number is taken at once.
+        """
+        if (now := await self.status()).status not in _OVER:
+            now = await self._stop(step)
+        if now.status in _FAILED and step.detail["background"] and not step.detail["wait"]:
+            await self._take_stdin()
         await self._until_state(lambda now: now != "finish-migrate")  # `cont` is refused before
 
-    async def _stop(self, step: Step) -> None:
+    async def _take_stdin(self) -> None:
+        """Give QEMU a descriptor 0 if it has none; only add-fd says which number a descriptor gets."""
+        descriptor = await in_thread(partial(open_character, os.devnull))
+        try:
+            answer = await self._session.change("add-fd", {"opaque": "qmpsnap"}, fd=descriptor)
+            added = read(AddfdInfo, answer, "add-fd")
+            # A set is closed when the last monitor goes; the number may be another file's by then.
+            await self._session.change("remove-fd", {"fdset-id": added.fdset_id})
+            if added.fd == 0:
+                # A new name each time: with one that it knows, QEMU would close the number once more.
+                name = f"qmpsnap-stdin-{secrets.token_hex(4)}"
+                await self._session.change("getfd", {"fdname": name}, fd=descriptor)
+                _log.warning("stdin.replaced", vm=self._session.address)
+        except CommandFailed as error:
+            _log.warning("stdin.unknown", vm=self._session.address, reason=error.desc)
+        finally:
+            os.close(descriptor)
+
+    async def _stop(self, step: Step) -> MigrationInfo:
         if not step.detail["wait"]:
+            if step.detail["background"]:
+                await self._begun()
             await self._session.change(step.command, step.arguments)
         changed, limit = self._changed, time.monotonic() + _MOMENT
         while (now := await self.status()).status not in _OVER:
@@ -180,6 +214,7 @@ class Migrations:
                 raise _stuck("QEMU does not cancel the migration", now.status)
             changed = await self._next(changed, _AGAIN)
         self._ended = time.monotonic()
+        return now
 
     async def wait(self, step: Step) -> None:
         """Wait for a migration.
@@ -216,6 +251,14 @@ class Migrations:
                 await self._until_state(lambda now: now not in _LOADING)
             case _:
                 assert_never(until)
+
+    async def _begun(self) -> None:
+        """Wait until the first page of memory is written, or it is over; where QEMU hangs, not for long."""
+        changed, limit = self._changed, time.monotonic() + _BEGINNING
+        while (now := await self.status()).status not in _OVER and not _writes(now):
+            if time.monotonic() > limit:
+                return
+            changed = await self._next(changed, _LOOK)
 
     async def _completed(self) -> None:
         changed = self._changed
@@ -256,7 +299,7 @@ class Migrations:
     async def _look(self) -> MigrationInfo:
         """The migration's progress; raise when it has failed."""
         now = await self.status()
-        if now.status in {"failed", "cancelled"}:
+        if now.status in _FAILED:
             self._ended = time.monotonic()
             text = now.error_desc or f"it was {now.status}, QEMU gives no reason"
             raise MigrationFailed(f"QEMU could not transfer the VM state: {text}", error=text)

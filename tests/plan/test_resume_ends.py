@@ -47,6 +47,16 @@ def test_resume_waits_for_the_end_of_another_clients_migration(
         assert rested(record, ONE, files, migration=migration).steps[0].command == "migrate_cancel"
 
 
+@each("mode", ["stop", "background"])
+def test_resume_stops_a_background_snapshot_as_one(mode: FileMode) -> None:
+    plan = planned(Checkpoint("c1", mode), ONE)
+    assert plan.record is not None
+    record = replace(plan.record, directory=plan.steps[0].arguments["directory"])
+    rest = rested(record, ONE, files_of(record, ONE, partial=True), migration="active")
+    (cancel,) = (step for step in rest.steps if step.command == "migrate_cancel")
+    assert cancel.detail["background"] is (mode == "background")
+
+
 @each(
     ("mode", "partial", "resumed"),
     [("stop", True, True), ("stop", False, False), ("background", True, False), ("in-place", True, False)],

@@ -43,7 +43,7 @@ SAVE = migrate("fd:qmpsnap-7")
 NEVER, SOON = 3600.0, 30.0  # seconds: what is waited out is too late, however busy the machine
 ACTIVE: dict[str, object] = {
     "status": "active",
-    "ram": {"transferred": 4096, "total": 8192, "remaining": 2048},
+    "ram": {"transferred": 4096, "total": 8192, "remaining": 2048, "normal": 1},
 }
 
 
@@ -240,9 +240,13 @@ async def test_settled_needs_no_time_when_its_file_is_known_to_be_closed(
             await perform(moving, await_migration("settled"))
 
 
-@pytest.mark.parametrize("last", [ACTIVE, status("completed")], ids=["pages", "all"])
+ZERO_PAGES = {"status": "active", "ram": {"transferred": 9, "duplicate": 1}}
+
+
+@pytest.mark.parametrize("last", [ACTIVE, ZERO_PAGES, status("completed")], ids=["pages", "zeros", "all"])
 async def test_writing_waits_for_pages_of_memory(server: QmpServer, last: object) -> None:
-    looks(server, status("setup"), {"status": "active", "ram": {"transferred": 1000}}, last)
+    """A list of many blocks of memory is written before the devices' state; it counts as transferred."""
+    looks(server, status("setup"), {"status": "active", "ram": {"transferred": 4000, "normal": 0}}, last)
     async with migrations(server) as moving:
         await perform(moving, await_migration("writing"))
     assert server.commands.count("query-migrate") == 3
@@ -367,6 +371,13 @@ async def test_await_migration_ends_when_the_link_is_lost(server: QmpServer, unt
 # -- cancelled -------------------------------------------------------------------------------------
 
 
+def numbers(server: QmpServer, number: int) -> None:
+    """Which number QEMU gives to the next descriptor."""
+    server.answer("add-fd", Return({"fdset-id": 4, "fd": number}))
+    for command in ("remove-fd", "getfd"):
+        server.answer(command, Return())
+
+
 async def test_cancel_returns_once_it_has_stopped(server: QmpServer) -> None:
     looks(server, ACTIVE, status("cancelling"), status("cancelled"))
     server.answer("migrate_cancel", Return(), Emit("MIGRATION", status("cancelling")))
@@ -379,13 +390,71 @@ async def test_cancel_returns_once_it_has_stopped(server: QmpServer) -> None:
     assert server.commands.count("migrate_cancel") == 1
 
 
+@pytest.mark.parametrize("background", [False, True])
 @pytest.mark.parametrize("over", [{}, status("completed"), status("failed"), status("cancelled")], ids=str)
-async def test_cancel_does_nothing_when_it_is_over(server: QmpServer, over: dict[str, object]) -> None:
+async def test_cancel_does_nothing_when_it_is_over(
+    server: QmpServer, over: dict[str, object], background: bool
+) -> None:
     looks(server, over)
     says(server, "finish-migrate", "paused")  # `cont` would be refused before
+    wait = background and over in (status("failed"), status("cancelled"))  # 7.2 closes nothing
     async with migrations(server) as moving:
-        await perform(moving, migrate_cancel())
+        await perform(moving, migrate_cancel(wait=wait, background=background))
     assert server.commands == ["query-migrate", "query-status", "query-status"]
+
+
+@pytest.mark.parametrize("over", ["failed", "cancelled"])
+@pytest.mark.parametrize(("number", "kept"), [(21, []), (0, ["getfd"])])
+async def test_cancel_takes_a_free_descriptor_0_after_a_failure(
+    server: QmpServer, over: str, number: int, kept: list[str]
+) -> None:
+    looks(server, status(over))
+    says(server, "paused")
+    numbers(server, number)
+    async with migrations(server) as moving:
+        await perform(moving, migrate_cancel(background=True))
+        await perform(moving, migrate_cancel(background=True))
+    once = ["query-migrate", "add-fd", "remove-fd", *kept, "query-status"]
+    assert server.commands == once * 2
+    sent = [(each["execute"], each.get("arguments")) for each in server.received]
+    assert sent.count(("remove-fd", {"fdset-id": 4})) == 2
+    names = {str(arguments) for command, arguments in sent if command == "getfd"}
+    assert len(names) == 2 * len(kept)
+
+
+async def test_cancel_does_not_fail_where_qemu_takes_no_descriptor(server: QmpServer) -> None:
+    looks(server, status("failed"))
+    says(server, "paused")
+    server.answer("add-fd", Fail("GenericError", "No file descriptor supplied via SCM_RIGHTS"))
+    async with migrations(server) as moving:
+        await perform(moving, migrate_cancel(background=True))
+    assert server.commands == ["query-migrate", "add-fd", "query-status"]
+
+
+async def test_cancel_waits_for_the_first_page(server: QmpServer) -> None:
+    """QEMU 10.0 and 11.1 would close their descriptor 0."""
+    early = ({"status": "setup"}, {"status": "active", "ram": {"transferred": 4000}})
+    looks(server, *early, *early, ZERO_PAGES, status("completed"))
+    says(server, "paused")
+    server.answer("migrate_cancel", Return())
+    async with migrations(server) as moving:
+        await perform(moving, migrate_cancel(background=True))
+    assert server.commands == [*["query-migrate"] * 5, "migrate_cancel", "query-migrate", "query-status"]
+
+
+async def test_cancel_does_not_wait_for_the_first_page_for_ever(
+    server: QmpServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(migration, "_BEGINNING", 0.02)
+    looks(server, *[status("setup")] * 2, status("setup"))
+    says(server, "paused")
+    server.answer("migrate_cancel", Return(), Emit("MIGRATION", status("completed")))
+    async with migrations(server) as moving:
+        cancelling = asyncio.create_task(perform(moving, migrate_cancel(background=True)))
+        with anyio.fail_after(SOON):
+            await server.wait_for("migrate_cancel")
+        looks(server, status("completed"))
+        await cancelling
 
 
 async def test_cancel_waits_instead_where_qemu_would_hang_the_guest(server: QmpServer) -> None:

@@ -88,9 +88,9 @@ def uri(number: int, way: Way) -> str:
     return f"fd:qmpsnap-{number}" if way == "fd" else f"file:/dev/fdset/{number}"
 
 
-def migrate(to: str, *, may_stop: bool = True) -> Step:
+def migrate(to: str, *, may_stop: bool = True, background: bool = False) -> Step:
     """Begin to write VM state to a file. QAPI: migrate."""
-    undo = (migrate_cancel(wait=not may_stop),)
+    undo = (migrate_cancel(wait=not may_stop, background=background),)
     return Step(on="qmp", command="migrate", arguments=Frozen(uri=to), undo=undo, pauses=True)
 
 
@@ -106,12 +106,15 @@ def migrate_incoming(source: str) -> Step:
     )
 
 
-def migrate_cancel(*, wait: bool = False) -> Step:
+def migrate_cancel(*, wait: bool = False, background: bool = False) -> Step:
     """Stop a migration, and return once it has stopped. QAPI: migrate_cancel.
 
-    With `wait`, wait for its end instead: QEMU 7.2 hangs a guest that is running meanwhile.
+    Args:
+        wait: Wait for its end instead: QEMU 7.2 hangs a guest that is running meanwhile.
+        background: It is a background snapshot. One that ends before its first page is written makes QEMU
+            10.0 and 11.1 close their descriptor 0, whatever that is, so it is stopped after that.
     """
-    return Step(on="qmp", command="migrate_cancel", detail=Frozen(wait=wait))
+    return Step(on="qmp", command="migrate_cancel", detail=Frozen(wait=wait, background=background))
 
 
 def await_migration(until: Until, *, may_stop: bool = True) -> Step:

@@ -90,10 +90,17 @@ def test_a_migration_that_hangs_the_guest_when_it_is_cancelled_is_waited_for_ins
 ) -> None:
     step = migrate("fd:qmpsnap-7", may_stop=may_stop)
     assert (step.on, step.command, step.arguments) == ("qmp", "migrate", {"uri": "fd:qmpsnap-7"})
-    assert (flags(step), step.undo) == ("pauses", (migrate_cancel(wait=not may_stop),))
     (cancel,) = step.undo
+    assert (flags(step), cancel) == ("pauses", migrate_cancel(wait=not may_stop))
     assert (cancel.on, cancel.command, cancel.arguments) == ("qmp", "migrate_cancel", {})
-    assert (cancel.detail, flags(cancel), cancel.undo) == ({"wait": not may_stop}, "", ())
+    assert cancel.detail == {"wait": not may_stop, "background": False}
+    assert (flags(cancel), cancel.undo) == ("", ())
+
+
+def test_a_background_snapshot_is_cancelled_as_one() -> None:
+    (cancel,) = migrate("file:/dev/fdset/7", background=True).undo
+    assert cancel == migrate_cancel(background=True)
+    assert cancel.detail == {"wait": False, "background": True}
 
 
 def test_memory_that_comes_in_is_rolled_back_by_nothing() -> None:
