@@ -117,6 +117,8 @@ class Machine(Struct, frozen=True):
         exported: Names of the nodes that QEMU exports (NBD, vhost-user, FUSE).
         blocked: Why QEMU cannot migrate the machine, in its words, as far as it knows before it tries.
         iothreads: Whether devices may do I/O in threads of their own.
+        occupied_bytes: Bytes of QEMU's memory, of which the guest's is a part, that can hold anything but
+            zeros, at most; None: not known.
         emulated: Whether the CPUs run without KVM: QEMU then translates the guest's code, as far as we know.
     """
 
@@ -133,6 +135,7 @@ class Machine(Struct, frozen=True):
     blocked: tuple[str, ...] = ()
     emulated: bool = False
     iothreads: bool = False
+    occupied_bytes: int | None = None
 
     @property
     def asleep(self) -> bool:

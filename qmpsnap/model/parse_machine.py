@@ -24,6 +24,8 @@ MACHINE_QUERIES: tuple[tuple[str, Mapping[str, object]], ...] = (
 )
 """The commands, with arguments, whose replies `parse_machine` takes, in this order."""
 
+_CPUS = [command for command, _ in MACHINE_QUERIES].index("query-cpus-fast")
+
 BUILD_QUERIES: tuple[tuple[str, Mapping[str, object]], ...] = (
     ("query-version", {}),
     ("query-kvm", {}),
@@ -131,6 +133,7 @@ class CpuInfoFast(Reply, frozen=True):
     """A CPU. QAPI: query-cpus-fast (machine.json)."""
 
     qom_path: str
+    thread_id: int = 0
 
 
 class KvmInfo(Reply, frozen=True):
@@ -241,6 +244,16 @@ def parse_machine(
         emulated=build.emulated,
         iothreads=bool(read(list[IOThreadInfo], threads, "query-iothreads")),
     )
+
+
+def parse_cpu_threads(replies: Sequence[object]) -> tuple[int, ...]:
+    """The ids of the threads that run the CPUs, from the return values of `MACHINE_QUERIES`.
+
+    Raises:
+        Malformed: When the reply is not of the schema's shape.
+    """
+    cpus = read(list[CpuInfoFast], replies[_CPUS], "query-cpus-fast")
+    return tuple(cpu.thread_id for cpu in cpus)
 
 
 def parse_memory(reply: object) -> MemoryInfo:

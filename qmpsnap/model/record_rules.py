@@ -13,7 +13,7 @@ from typing import Any, Literal, TypedDict
 
 from msgspec import Struct, defstruct
 
-from qmpsnap.model.document import AbsolutePath, Text, take
+from qmpsnap.model.document import AbsolutePath, Count, Text, take
 from qmpsnap.model.kept_state import KeptState
 from qmpsnap.model.names import invalid_names, is_name
 from qmpsnap.model.record import IntentRecord, Member, MomentRecord
@@ -72,6 +72,7 @@ _ACTIONS: Mapping[str, type[Struct]] = {
     **dict.fromkeys(
         ("create-overlay", "create-file", "create-image", "create-memory", "create-store"), _Made
     ),
+    "reserve-memory": _of(file=AbsolutePath, at_most_bytes=Count, process=Text),
     "seal-memory": _SEALED,
     "seal-store": _SEALED,
     "retire-file": _of(file=AbsolutePath, policy=Literal["rename", "remove", "keep"], to=Text),

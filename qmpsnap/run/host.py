@@ -37,6 +37,7 @@ from qmpsnap.run.images import Images
 from qmpsnap.run.log import get_logger
 from qmpsnap.run.memory_files import Sealed, remove_state_file
 from qmpsnap.run.os_errors import hint, reason, unusable
+from qmpsnap.run.reservation import Reservation
 from qmpsnap.run.scratch import sweep
 from qmpsnap.run.survey import look
 
@@ -61,6 +62,7 @@ class Host:
         self._images = images
         self._catalog = catalog
         self._made: dict[str, Created] = {}
+        self._reserved: dict[str, Reservation] = {}  # for each file of VM state
         self._rewriting = anyio.Lock()  # a moment's record, which operations on several disks may share
         self._sealed: dict[str, tuple[int, int]] = {}  # of each file of VM state its inode and owner
         self._names: dict[str, dict[str, str]] = {}  # of a moment's record: what its disks are called now
@@ -75,6 +77,7 @@ class Host:
             "create-file": self._create_file,
             "create-image": self._create_image,
             "create-memory": self._create_memory,
+            "reserve-memory": self._reserve_memory,
             "create-store": self._create_store,
             "apply-snapshot": self._apply_snapshot,
             "retire-file": self._retire_file,
@@ -162,10 +165,19 @@ class Host:
             luks=step.detail.get("luks"),
         )
 
-    async def _create_memory(self, _: Step, *, file: str, reserve_bytes: int) -> None:
+    async def _create_memory(self, _: Step, *, file: str) -> None:
         self._made[file] = await self._images.create_image(file, size_bytes=0, format="raw", like=None)
-        if reserve_bytes:
-            await self._reserve(file, reserve_bytes)
+        self._reserved[file] = Reservation(file, self._made[file])
+
+    async def _reserve_memory(self, _: Step, *, file: str, at_most_bytes: int, process: str) -> None:
+        try:
+            await in_thread(functools.partial(self._reserved[file].extend, process, at_most_bytes))
+        except OSError as error:
+            raise InvalidTarget(
+                f"cannot reserve space for the guest's memory in {file!r}: {reason(error)}",
+                file=file,
+                hint=hint(error),
+            ) from error
 
     async def _create_store(self, _: Step, *, file: str, like: str) -> None:
         self._made[file] = await self._images.create_image(
@@ -290,17 +302,6 @@ class Host:
     def made(self, file: str) -> Created | None:
         """The file of that name that was made here, or None."""
         return self._made.get(file)
-
-    async def _reserve(self, file: str, size_bytes: int) -> None:
-        try:
-            await in_thread(functools.partial(memory_files.reserve, file, size_bytes, self.made(file)))
-        except OSError as error:
-            await self._images.remove_created(self._made.pop(file))
-            raise InvalidTarget(
-                f"cannot reserve {size_bytes} bytes for {file!r}: {reason(error)}",
-                file=file,
-                hint=hint(error),
-            ) from error
 
     async def _seal(self, file: str, seal: Callable[[], Sealed]) -> None:
         try:

@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Sequence
 from functools import partial
 
+from msgspec.structs import replace
+
 from qmpsnap.errors import CommandFailed
 from qmpsnap.model.graph import Disk, Graph
 from qmpsnap.model.machine import Machine, Status
@@ -17,12 +19,15 @@ from qmpsnap.model.parse_machine import (
     StatusInfo,
     device_path,
     parse_build,
+    parse_cpu_threads,
     parse_machine,
     parse_status,
 )
 from qmpsnap.model.qapi import read
 from qmpsnap.run.both import both
 from qmpsnap.run.descriptors import identity
+from qmpsnap.run.disk import in_thread
+from qmpsnap.run.occupied_memory import code_bytes, occupied_bytes, runs_threads
 from qmpsnap.run.session import Session
 
 
@@ -60,7 +65,7 @@ async def read_machine(session: Session, graph: Graph, build: Build) -> Machine:
         partial(_kinds, session, disks),
     )
     known = {disk.name: kind for disk, kind in zip(disks, kinds, strict=True) if kind}
-    return parse_machine(
+    machine = parse_machine(
         answers,
         known,
         graph,
@@ -68,6 +73,16 @@ async def read_machine(session: Session, graph: Graph, build: Build) -> Machine:
         passes_files=session.is_unix,
         process=identity(session.peer_pid),
     )
+    occupied = await in_thread(partial(_occupied, machine.process, session, parse_cpu_threads(answers)))
+    return replace(machine, occupied_bytes=occupied)
+
+
+def _occupied(process: str, session: Session, cpu_threads: Sequence[int]) -> int | None:
+    """How much memory QEMU has in use, if its process is certainly the one at the other end. Blocking."""
+    pid = session.peer_pid if session.is_unix else None
+    if pid is None or not runs_threads(pid, cpu_threads):
+        return None
+    return occupied_bytes(process, code_bytes(process))
 
 
 async def read_status(session: Session) -> Status:

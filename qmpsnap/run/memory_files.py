@@ -104,10 +104,16 @@ def is_closed(file: str) -> bool:
     return True
 
 
-def reserve(file: str, size_bytes: int, made: Created | None = None) -> None:
+def reserve(file: str, size_bytes: int, made: Created | None = None, *, reserved_bytes: int = 0) -> None:
     """Reserve disk space for a file, which keeps its length.
 
     The free space is checked first: a kernel that runs out of space has already allocated the rest.
+
+    Args:
+        file: The file.
+        size_bytes: For how many bytes from its beginning.
+        made: The file, if this process created it.
+        reserved_bytes: For how many of these space is reserved already.
 
     Raises:
         OSError: When there is not enough space; a file system that cannot reserve space is no error.
@@ -119,9 +125,10 @@ def reserve(file: str, size_bytes: int, made: Created | None = None) -> None:
     try:
         _refuse_other(descriptor, made, owner=True)
         space = os.fstatvfs(descriptor)
-        if size_bytes > space.f_bavail * space.f_frsize:
+        missing = size_bytes - reserved_bytes
+        if missing > space.f_bavail * space.f_frsize:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        if libc.fallocate(descriptor, _KEEP_SIZE, ctypes.c_int64(0), ctypes.c_int64(size_bytes)):
+        if libc.fallocate(descriptor, _KEEP_SIZE, ctypes.c_int64(reserved_bytes), ctypes.c_int64(missing)):
             number = ctypes.get_errno()
             if number not in {errno.EOPNOTSUPP, errno.ENOSYS}:
                 raise OSError(number, os.strerror(number))

@@ -214,7 +214,7 @@ class FakeFiles:
                 self._refuse_taken(arguments["to"])
                 fact = self.facts.pop(arguments["file"])
                 self.facts[arguments["to"]] = replace(fact, real=arguments["to"])
-            case "apply-snapshot":  # the fake's images have no contents
+            case "apply-snapshot" | "reserve-memory":  # the fake's files have no contents
                 pass
             case "retire-file" if arguments["policy"] == "keep":
                 pass

@@ -22,6 +22,7 @@ from qmpsnap.plan.commands.files import (
     remove_file,
     remove_orphan,
     remove_state,
+    reserve_memory,
     retire_file,
     seal_memory,
     seal_store,
@@ -224,9 +225,23 @@ async def test_host_removes_a_memory_file_that_it_made_although_qemu_wrote_to_it
 async def test_host_leaves_nothing_of_a_memory_file_for_which_there_is_no_room(
     host: Host, tmp_path: Path
 ) -> None:
-    with pytest.raises(InvalidTarget, match="cannot reserve"):
-        await host.perform(create_memory(str(tmp_path / "m"), reserve_bytes=1 << 62))
+    made = create_memory(str(tmp_path / "m"))
+    await host.perform(made)
+    with pytest.raises(InvalidTarget, match="cannot reserve space for the guest's memory"):
+        await host.perform(reserve_memory(str(tmp_path / "m"), at_most_bytes=1 << 62, process=""))
+    for step in made.undo:
+        await host.perform(step)
     assert list(tmp_path.iterdir()) == []
+
+
+async def test_host_reserves_for_a_second_file_of_a_name_as_for_the_first(host: Host, tmp_path: Path) -> None:
+    file = tmp_path / "m"  # names are the same when an operation is tried again
+    for _ in range(2):
+        made = create_memory(str(file))
+        await host.perform(made)
+        await host.perform(reserve_memory(str(file), at_most_bytes=1 << 20, process=""))
+        assert file.stat().st_blocks * 512 >= 1 << 20
+        await host.perform(*made.undo)
 
 
 async def test_host_makes_a_store_that_is_private_whatever_the_layer_is(

@@ -16,6 +16,10 @@ ACTIONS: Mapping[str, Said] = MappingProxyType(
         "create-file": Said("Create an empty file. It must not exist; QEMU writes the image into it."),
         "create-image": Said("Create an image without data and without a backing file. It must not exist."),
         "create-memory": Said("Create the file that QEMU writes the guest's memory and devices to."),
+        "reserve-memory": Said(
+            "Reserve disk space for what QEMU's memory holds at that time, or for all of it if that is not "
+            "known: this QEMU would hang the guest if there were not enough."
+        ),
         "create-store": Said("Create an empty qcow2 image that QEMU saves VM state in."),
         "seal-memory": Said(
             "Add to a file of VM state which machine it belongs to, put it on the disk, and give it its "

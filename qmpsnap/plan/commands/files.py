@@ -93,14 +93,21 @@ def create_image(
     return _make("create-image", file=file, like=like, size_bytes=size_bytes, format=format, luks=luks)
 
 
-def create_memory(file: str, reserve_bytes: int = 0) -> Step:
-    """Create an empty file for a stream of VM state; QEMU gets it open.
+def create_memory(file: str) -> Step:
+    """Create an empty file for a stream of VM state; QEMU gets it open."""
+    return _make("create-memory", file=file)
+
+
+def reserve_memory(file: str, *, at_most_bytes: int, process: str) -> Step:
+    """Reserve disk space for a stream of the memory as it is at that time, in addition to what is reserved.
 
     Args:
-        file: The file.
-        reserve_bytes: Bytes of disk space that are reserved for it.
+        file: The file, which `create_memory` has made.
+        at_most_bytes: The length that no stream of the machine exceeds.
+        process: The QEMU process whose memory in use tells how much is enough; "": reserve all.
     """
-    return _make("create-memory", file=file, reserve_bytes=reserve_bytes)
+    arguments = Frozen(file=file, at_most_bytes=at_most_bytes, process=process)
+    return Step(on="host", command="reserve-memory", arguments=arguments)
 
 
 def create_store(file: str, like: str) -> Step:

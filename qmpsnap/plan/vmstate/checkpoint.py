@@ -102,7 +102,7 @@ def plan(intent: Checkpoint, scene: GuestScene) -> Plan:
     file = _file(intent, mode, scene.graph)
     state = KeptState(mode, file, "", machine.running, machine.fingerprint, new.token)
     passage = Passage(machine, state.partial, file_number(new.token), background=mode == "background")
-    refuse_memory_place(scene, file, reserve_bytes=passage.reserve_bytes)
+    refuse_memory_place(scene, file, need_bytes=passage.need_bytes)
     if {file, state.partial} & {overlay.file for overlay in new.overlays}:
         raise InvalidTarget(
             f"{file} is the overlay of a disk", file=file, hint=Hint("choose another file: ", Named("memory"))
@@ -171,7 +171,7 @@ def _stream(
     kept: tuple[Step, ...] = ()
     if background:
         writing = await_migration("writing", may_stop=passage.may_stop)
-        steps = (*pause, take, save, writing, *go_on, *passage.released)
+        steps = (*pause, *passage.reserved, take, save, writing, *go_on, *passage.released)
         kept = (await_migration("kept", may_stop=passage.may_stop),)
     else:
         steps = (*pause, save, *passage.released, await_migration("saved"), take, *go_on)
@@ -196,7 +196,8 @@ def _stream(
             "create the files",
             (
                 *new.make,
-                create_memory(state.partial, passage.reserve_bytes),
+                create_memory(state.partial),
+                *passage.reserved,
                 *passage.before,
             ),
         ),

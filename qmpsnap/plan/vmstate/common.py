@@ -15,8 +15,10 @@ from qmpsnap.model.names import fit_name, stem
 from qmpsnap.model.option_hints import Hint, Named
 from qmpsnap.model.record import IntentRecord
 from qmpsnap.model.step import Step
+from qmpsnap.model.stream_size import most_bytes, stream_bytes
 from qmpsnap.plan.checks.disk import refuse_migrating
 from qmpsnap.plan.checks.place import beside_active, refuse_there, usable_directory
+from qmpsnap.plan.commands.files import reserve_memory
 from qmpsnap.plan.commands.migration import (
     Way,
     await_migration,
@@ -32,7 +34,6 @@ _FAST = 1 << 60  # bytes/s: by default QEMU writes 128 MiB/s, and the guest stan
 _BACKGROUND = "background-snapshot"
 _MAPPED = "x-ignore-shared"
 _MEMORY = Hint(Named("memory"))
-_SLACK = 160 << 20  # bytes beside a guest's memory: video memory, firmware, devices
 _LEAST = 1 << 20
 
 # Run states in which there is no state of a guest to be kept, or none to be trusted.
@@ -202,7 +203,7 @@ def refuse_memory_place(
     scene: GuestScene,
     file: str,
     *,
-    reserve_bytes: int = 0,
+    need_bytes: int = 0,
     option: Hint = _MEMORY,
     mapped: bool = False,
 ) -> None:
@@ -211,7 +212,7 @@ def refuse_memory_place(
     Args:
         scene: The machine, and its files.
         file: The file.
-        reserve_bytes: What will be reserved for it; 0: nothing.
+        need_bytes: What it may need; 0: as much as the machine has memory.
         option: How the caller names another file; "": the caller cannot.
         mapped: Whether the memory is elsewhere, so that the file holds the devices alone.
     """
@@ -219,8 +220,7 @@ def refuse_memory_place(
         raise InvalidTarget(f"{file!r} is not an absolute path", file=file)
     refuse_there(scene, file)
     where = usable_directory(scene, file)
-    memory = 0 if mapped else scene.machine.fingerprint.memory
-    need = max(memory + _LEAST, reserve_bytes)
+    need = need_bytes or (0 if mapped else scene.machine.fingerprint.memory) + _LEAST
     if where.free_bytes < need:
         raise InvalidTarget(
             f"{where.path} has {where.free_bytes} bytes free; the guest's memory may need {need}",
@@ -271,9 +271,24 @@ class Passage:
         return not self.background or self.way == "fdset"
 
     @property
-    def reserve_bytes(self) -> int:
-        """Bytes of disk space to reserve, where a failure is as bad as a cancellation; else 0."""
-        return 0 if self.may_stop else self.machine.fingerprint.memory + _SLACK
+    def need_bytes(self) -> int:
+        """Bytes that the stream of the memory as it is may need."""
+        memory = self.machine.fingerprint.memory
+        most = memory + _LEAST if self.may_stop else most_bytes(memory)
+        return stream_bytes(self.machine.occupied_bytes, at_most_bytes=most)
+
+    @property
+    def reserved(self) -> tuple[Step, ...]:
+        """The step that reserves disk space, where a failure is as bad as a cancellation; else none.
+
+        It comes before anything is sent, and again when the guest is paused, for what it has used since.
+        """
+        if self.may_stop:
+            return ()
+        machine = self.machine
+        most = most_bytes(machine.fingerprint.memory)
+        process = machine.process if machine.occupied_bytes is not None else ""
+        return (reserve_memory(self.file, at_most_bytes=most, process=process),)
 
     @property
     def switched(self) -> dict[str, bool]:

@@ -69,8 +69,8 @@ def plan_save(intent: Save, scene: GuestScene) -> Plan:
     layers = _regular_files(disks, scene)
     token = digest("save", intent.file, [disk.files for disk in disks], avoid=scene.names)
     state = KeptState("stop", intent.file, "", machine.running, machine.fingerprint, token)
-    refuse_memory_place(scene, state.file, option=Hint("save FILE"))
     passage = Passage(machine, state.partial, file_number(token))
+    refuse_memory_place(scene, state.file, need_bytes=passage.need_bytes, option=Hint("save FILE"))
     operation_id, place = job_id("save", "keep", token), state_place(scene, disks[0])
     seal = seal_memory(
         state.partial,

@@ -55,7 +55,7 @@ KEPT = Fingerprint("pc", 1, (), {}, {})
             },
         ),
         (create_file("/o", "/b"), "create-file", {"file": "/o", "like": "/b"}),
-        (create_memory("/o", 7), "create-memory", {"file": "/o", "reserve_bytes": 7}),
+        (create_memory("/o"), "create-memory", {"file": "/o"}),
         (create_store("/o", "/s1"), "create-store", {"file": "/o", "like": "/s1"}),
     ],
 )

@@ -12,7 +12,7 @@ from qmpsnap.model.graph import Disk, InternalSnapshot
 from qmpsnap.model.kept_state import KeptState
 from qmpsnap.model.record import Member, MomentRecord, Origin
 from qmpsnap.plan.commands.block import open_store
-from qmpsnap.plan.commands.files import create_store
+from qmpsnap.plan.commands.files import create_store, reserve_memory
 from qmpsnap.plan.commands.state import stop
 from qmpsnap.plan.intent import Checkpoint, FileMode
 from qmpsnap.testing.drawing import chain, graph
@@ -186,8 +186,13 @@ def test_checkpoint_in_place_can_be_taken_where_no_file_can_be_passed() -> None:
 def test_checkpoint_reserves_room_where_a_failure_would_hang_the_guest() -> None:
     machine = a_machine(TWO, capabilities=OLD)
     plan = planned(Checkpoint("c1", "background"), TWO, machine=machine)
-    (made,) = [step for step in plan.steps if step.command == "create-memory"]
-    assert made.arguments["reserve_bytes"] == (256 + 160) << 20
+    assert kinds(plan)[3:6] == ["create-memory", "reserve-memory", "await-migration"]
+    first, second = (step for step in plan.steps if step.command == "reserve-memory")
+    assert first == second  # by then the guest may have used more
+    assert kinds(plan)[kinds(plan).index("stop") :][1:4] == ["reserve-memory", "transaction", "migrate"]
+    assert first.makes == ""
+    (made,) = (step.makes for step in plan.steps if step.command == "create-memory")
+    assert first == reserve_memory(made, at_most_bytes=(256 + 160) << 20, process="")
 
 
 def files_with(*taken: str, **directories: DirFact) -> FakeFiles:

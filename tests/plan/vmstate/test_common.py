@@ -11,6 +11,7 @@ from qmpsnap.errors import Busy, InvalidTarget, Refused, TargetExists, Unsupport
 from qmpsnap.model.features import Features
 from qmpsnap.model.files import Ask, DirFact, Files
 from qmpsnap.model.record import IntentRecord, Origin
+from qmpsnap.plan.commands.files import reserve_memory
 from qmpsnap.plan.commands.migration import (
     await_migration,
     pass_file,
@@ -57,6 +58,11 @@ def passage(**more: Any) -> Passage:
 
 def old(**more: Any) -> Passage:
     return Passage(a_machine(ONE, capabilities=OLD), "/images/m.partial", 7, **more)
+
+
+def occupying(given: Passage, size_bytes: int | None) -> Passage:
+    machine = replace(given.machine, occupied_bytes=size_bytes, process="7.8")
+    return dataclasses.replace(given, machine=machine)
 
 
 def test_file_number_fits_in_what_qemu_takes() -> None:
@@ -213,9 +219,32 @@ def test_passage_sets_nothing_that_is_so_already() -> None:
 
 def test_passage_in_the_background_may_not_stop_where_qemu_would_hang_and_reserves_its_room() -> None:
     assert passage(background=True).switched["background-snapshot"] is False
-    assert (passage(background=True).may_stop, passage(background=True).reserve_bytes) == (True, 0)
-    assert (old(background=True).may_stop, old(background=True).reserve_bytes) == (False, (256 + 160) << 20)
-    assert (old().may_stop, old().reserve_bytes) == (True, 0)
+    assert (passage(background=True).may_stop, passage(background=True).reserved) == (True, ())
+    assert (old(background=True).may_stop, old().may_stop, old().reserved) == (False, True, ())
+    most = (256 + 160) << 20
+    file = "/images/m.partial"
+    assert old(background=True).reserved == (reserve_memory(file, at_most_bytes=most, process=""),)
+
+
+def test_passage_reserves_by_what_qemu_has_in_use_where_that_is_known() -> None:
+    (step,) = occupying(old(background=True), 9).reserved
+    assert step.arguments["process"] == "7.8"
+
+
+@each(
+    ("occupied", "expected", "expected_old"),
+    [
+        (None, 257 << 20, 416 << 20),
+        (100 << 20, (108 << 20) + (257 << 20) // 64, (108 << 20) + (416 << 20) // 64),
+        (300 << 20, 257 << 20, (308 << 20) + (416 << 20) // 64),
+        (1 << 40, 257 << 20, 416 << 20),
+    ],
+)
+def test_passage_needs_room_for_what_is_in_use_and_not_for_more_than_all(
+    occupied: int | None, expected: int, expected_old: int
+) -> None:
+    for each_passage, need in ((passage(background=True), expected), (old(background=True), expected_old)):
+        assert occupying(each_passage, occupied).need_bytes == need
 
 
 def test_passage_in_the_background_is_refused_by_a_qemu_that_cannot() -> None:

@@ -1,0 +1,126 @@
+"""How long a stream of VM state can become, from the memory that QEMU has in use.
+
+QEMU writes a page that holds nothing but zeros as a few bytes. A page of private anonymous memory that holds
+something else is resident or swapped, and the kernel counts both. Of memory that may be shared or comes from
+a file the kernel does not count for this process what another one has written, or what is swapped: there all
+of the mapping is taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from msgspec import Struct
+
+from qmpsnap.model.frozen import Frozen
+
+_OTHERS = 160 << 20  # bytes of RAM beside the guest's: video memory, firmware
+_DEVICES = 8 << 20  # bytes: the state of the devices, and what QEMU itself writes to a paused guest's memory
+_PAGES_HEADER = 64  # a page of 4096 bytes has a header of 9, or of 10 and the name of its block of memory
+_COUNTERS = 2  # RssAnon and VmSwap
+
+
+class _Mapping(Struct, frozen=True):
+    addresses: str
+    permissions: str
+    file: tuple[str, str]  # device and inode
+    path: str
+
+    @property
+    def size_bytes(self) -> int:
+        start, _, end = self.addresses.partition("-")
+        return int(end, 16) - int(start, 16)
+
+    @property
+    def is_counted(self) -> bool:
+        """Whether it is private and anonymous."""
+        return "s" not in self.permissions and self.file[1] == "0" and not self.path.startswith("/")
+
+    @property
+    def is_code(self) -> bool:
+        """Whether it can be run: QEMU puts there what it has translated of an emulated guest's code."""
+        return "x" in self.permissions
+
+
+def most_bytes(memory_bytes: int) -> int:
+    """The length that no stream of a machine with so much RAM exceeds."""
+    return memory_bytes + _OTHERS
+
+
+def stream_bytes(occupied_bytes: int | None, *, at_most_bytes: int) -> int:
+    """The length that a stream of the memory as it is does not exceed.
+
+    Args:
+        occupied_bytes: As `occupied_bytes` returns it; None: unknown.
+        at_most_bytes: The length that a stream does not exceed whatever the memory holds.
+    """
+    if occupied_bytes is None:
+        return at_most_bytes
+    return min(at_most_bytes, occupied_bytes + at_most_bytes // _PAGES_HEADER + _DEVICES)
+
+
+def has_code(maps: str) -> bool:
+    """Whether the process has translated code, from the text of /proc/PID/maps.
+
+    Raises:
+        ValueError: When it is no such text.
+    """
+    return any(each.is_code and each.is_counted for each in map(_mapping, maps.splitlines()))
+
+
+def code_bytes(smaps: str) -> Mapping[str, int]:
+    """Bytes in use of each mapping of translated code, by its addresses, from the text of /proc/PID/smaps.
+
+    QEMU does not give back what it has used of them, so that they have no fewer later.
+
+    Raises:
+        ValueError: When it is no such text.
+    """
+    found: dict[str, int] = {}
+    mapping: _Mapping | None = None
+    for line in smaps.splitlines():
+        name, *values = line.split()
+        if not name.endswith(":"):
+            mapping = _mapping(line)
+        elif (
+            mapping is not None and mapping.is_code and mapping.is_counted and name in {"Anonymous:", "Swap:"}
+        ):
+            found[mapping.addresses] = found.get(mapping.addresses, 0) + (int(values[0]) << 10)
+    return Frozen(found)
+
+
+def occupied_bytes(
+    status: str, maps: str, code: Mapping[str, int] = Frozen(), *, cpus: int, page_bytes: int
+) -> int | None:
+    """Bytes of a process's memory that can hold a guest's data, at most; None if the kernel does not say.
+
+    Files of which a part is mapped as code are programs and libraries, which are no guest's memory.
+
+    Args:
+        status: The text of /proc/PID/status.
+        maps: The text of /proc/PID/maps.
+        code: As `code_bytes` returned it, now or earlier.
+        cpus: Number of the host's CPUs.
+        page_bytes: Size of the host's pages.
+    """
+    values = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
+    try:
+        counted = sum(int(values[name].split()[0]) << 10 for name in ("RssAnon", "VmSwap"))
+        threads = int(values["Threads"])
+        mappings = tuple(map(_mapping, maps.splitlines()))
+    except (KeyError, ValueError, IndexError):
+        return None
+    if not mappings:
+        return None
+    translated = sum(code.get(each.addresses, 0) for each in mappings if each.is_code and each.is_counted)
+    programs = {each.file for each in mappings if each.is_code and each.file[1] != "0"}
+    uncounted = sum(each.size_bytes for each in mappings if not each.is_counted and each.file not in programs)
+    # The kernel adds up what it has counted: until 6.1 after 64 pages of each thread, then after
+    # max(32, 2 * CPUs) pages of each CPU (lib/percpu_counter.c); since 6.17 it tells the exact sum.
+    late_pages = max(64 * threads, cpus * max(32, 2 * cpus))
+    return max(0, counted - translated) + uncounted + _COUNTERS * late_pages * page_bytes
+
+
+def _mapping(line: str) -> _Mapping:
+    addresses, permissions, _, device, inode, *path = line.split(maxsplit=5)
+    return _Mapping(addresses, permissions, (device, inode), path[0] if path else "")
