@@ -15,7 +15,7 @@ from msgspec.structs import replace
 import qmpsnap
 from integration.known_images import KIB, MIB, content, overwritten
 from integration.machines import SOON, blockdev, listing, traced, wait_for
-from integration.states import MODES, fill, opened, refuses, settings, status
+from integration.states import MODES, fill, opened, settings, status
 from qmpsnap.errors import (
     Busy,
     Changed,
@@ -123,18 +123,6 @@ async def test_background_without_room_names_the_overlays_that_stay(qemu, two, m
             assert (await vm.graph()).chains() == {"vda": vda.chain, "vdb": vdb.chain}
             filler.unlink()
     assert qemu.read(vda.active) == overwritten(content(2), WRITE)
-
-
-async def test_background_refuses_on_old_qemu_where_the_room_cannot_be_reserved(qemu, two, machine, small):
-    place = small("100m", "place")
-    with machine(*disks(two)) as running:
-        running.qmp("cont")
-        async with running.connect() as vm:
-            intent = Checkpoint("c1", "background", f"{place}/memory")
-            if qemu.short == "7.2":
-                await refuses(running, vm, intent, InvalidTarget, "bytes free")
-            else:
-                await vm.run(await vm.plan(intent))
 
 
 # -- cancelled -------------------------------------------------------------------------------------
