@@ -8,6 +8,7 @@ of the mapping is taken.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from msgspec import Struct
@@ -17,7 +18,10 @@ from qmpsnap.model.frozen import Frozen
 _OTHERS = 160 << 20  # bytes of RAM beside the guest's: video memory, firmware
 _DEVICES = 8 << 20  # bytes: the state of the devices, and what QEMU itself writes to a paused guest's memory
 _PAGES_HEADER = 64  # a page of 4096 bytes has a header of 9, or of 10 and the name of its block of memory
+_ENTRY = 8  # bytes of a page table's entry
 _COUNTERS = 2  # RssAnon and VmSwap
+_HEADER = re.compile(r"^[0-9a-f]+-[0-9a-f]+ .*$", re.MULTILINE)  # of a mapping in smaps
+_IN_USE = re.compile(r"^(?:Anonymous|Swap): +(\d+) kB$", re.MULTILINE)
 
 
 class _Mapping(Struct, frozen=True):
@@ -38,8 +42,13 @@ class _Mapping(Struct, frozen=True):
 
     @property
     def is_code(self) -> bool:
-        """Whether it can be run: QEMU puts there what it has translated of an emulated guest's code."""
+        """Whether it can be run."""
         return "x" in self.permissions
+
+    @property
+    def is_translated(self) -> bool:
+        """Whether QEMU writes there what it translates of an emulated guest's code."""
+        return self.is_code and "w" in self.permissions and self.is_counted
 
 
 def most_bytes(memory_bytes: int) -> int:
@@ -60,32 +69,22 @@ def stream_bytes(occupied_bytes: int | None, *, at_most_bytes: int) -> int:
 
 
 def has_code(maps: str) -> bool:
-    """Whether the process has translated code, from the text of /proc/PID/maps.
-
-    Raises:
-        ValueError: When it is no such text.
-    """
-    return any(each.is_code and each.is_counted for each in map(_mapping, maps.splitlines()))
+    """Whether the process has translated code, from the text of /proc/PID/maps."""
+    return any(each.is_translated for each in map(_mapping, maps.splitlines()))
 
 
 def code_bytes(smaps: str) -> Mapping[str, int]:
     """Bytes in use of each mapping of translated code, by its addresses, from the text of /proc/PID/smaps.
 
     QEMU does not give back what it has used of them, so that they have no fewer later.
-
-    Raises:
-        ValueError: When it is no such text.
     """
-    found: dict[str, int] = {}
-    mapping: _Mapping | None = None
-    for line in smaps.splitlines():
-        name, *values = line.split()
-        if not name.endswith(":"):
-            mapping = _mapping(line)
-        elif (
-            mapping is not None and mapping.is_code and mapping.is_counted and name in {"Anonymous:", "Swap:"}
-        ):
-            found[mapping.addresses] = found.get(mapping.addresses, 0) + (int(values[0]) << 10)
+    found = {}
+    for header in _HEADER.finditer(smaps):
+        mapping = _mapping(header[0])
+        if mapping.is_translated:
+            after = _HEADER.search(smaps, header.end())
+            lines = smaps[header.end() : after.start() if after else len(smaps)]
+            found[mapping.addresses] = sum(int(value) << 10 for value in _IN_USE.findall(lines))
     return Frozen(found)
 
 
@@ -112,7 +111,10 @@ def occupied_bytes(
         return None
     if not mappings:
         return None
-    translated = sum(code.get(each.addresses, 0) for each in mappings if each.is_code and each.is_counted)
+    translated = sum(code.get(each.addresses, 0) for each in mappings if each.is_translated)
+    # From 6.12 on the kernel may take back what is still zero of a huge page: each thread fills one at a time.
+    huge_page = page_bytes * (page_bytes // _ENTRY)
+    translated = max(0, translated - threads * huge_page)
     programs = {each.file for each in mappings if each.is_code and each.file[1] != "0"}
     uncounted = sum(each.size_bytes for each in mappings if not each.is_counted and each.file not in programs)
     # The kernel adds up what it has counted: until 6.1 after 64 pages of each thread, then after

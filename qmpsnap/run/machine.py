@@ -27,7 +27,7 @@ from qmpsnap.model.qapi import read
 from qmpsnap.run.both import both
 from qmpsnap.run.descriptors import identity
 from qmpsnap.run.disk import in_thread
-from qmpsnap.run.occupied_memory import code_bytes, occupied_bytes, runs_threads
+from qmpsnap.run.occupied_memory import occupied_bytes, runs_threads
 from qmpsnap.run.session import Session
 
 
@@ -82,7 +82,7 @@ def _occupied(process: str, session: Session, cpu_threads: Sequence[int]) -> int
     pid = session.peer_pid if session.is_unix else None
     if pid is None or not runs_threads(pid, cpu_threads):
         return None
-    return occupied_bytes(process, code_bytes(process))
+    return occupied_bytes(process)
 
 
 async def read_status(session: Session) -> Status:
