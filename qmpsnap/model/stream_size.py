@@ -112,7 +112,7 @@ def occupied_bytes(
     if not mappings:
         return None
     translated = sum(code.get(each.addresses, 0) for each in mappings if each.is_translated)
-    # From 6.12 on the kernel may take back what is still zero of a huge page: each thread fills one at a time.
+    # From 6.12 on the kernel may take back what is zero of a huge page; each thread fills one at a time.
     huge_page = page_bytes * (page_bytes // _ENTRY)
     translated = max(0, translated - threads * huge_page)
     programs = {each.file for each in mappings if each.is_code and each.file[1] != "0"}
