@@ -10,7 +10,8 @@ import pytest
 
 from integration.known_images import content
 from integration.machines import blockdev, listing, traced, wait_for
-from qmpsnap.errors import Busy, Changed, FileMoved, Incomplete, StillNeeded
+from qmpsnap import Hooks
+from qmpsnap.errors import Busy, Changed, CommandFailed, FileMoved, Incomplete, StillNeeded
 from qmpsnap.plan.intent import (
     Checkpoint,
     Commit,
@@ -146,3 +147,29 @@ async def test_overlay_that_a_client_left_stays_when_an_image_was_made_on_it(qem
                 await vm.jobs.wait(record.id)
             assert await vm.jobs.interrupted() == ()
     assert qemu.read(other) == content(1)
+
+
+@pytest.mark.parametrize("mode", ["stop", "background", "in-place"])
+async def test_guest_that_is_paused_before_the_checkpoint_pauses_it_stays_paused(machine, images, mode):
+    """By another client, in the time in which the files are made and the disks are flushed."""
+    made = images("base <- s1")
+    with machine(*blockdev("vda", made.active)) as running:
+        running.qmp("cont")
+
+        def before(step):
+            if step.command == "stop":
+                running.qmp("stop")
+
+        async with running.connect() as vm:
+            files, chains = listing(running.folder), (await vm.graph()).chains()
+            plan = await vm.plan(Checkpoint("c1", mode))
+            with pytest.raises(
+                CommandFailed, match="paused already when it was to be paused: paused"
+            ) as caught:
+                await vm.run(plan, Hooks(before=before))
+            assert (caught.value.changed, caught.value.left) == (Changed.NO, ())
+            assert running.qmp("query-status")["status"] == "paused"
+            assert (listing(running.folder), (await vm.graph()).chains()) == (files, chains)
+            assert ((await vm.moments()).moments, await vm.jobs.interrupted()) == ((), ())
+            await vm.checkpoint("c1", mode="stop" if mode == "background" else mode)
+        assert running.qmp("query-status")["status"] in {"paused", "postmigrate"}

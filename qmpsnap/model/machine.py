@@ -15,7 +15,7 @@ FOR_A_LOAD = "restore-vm"
 # The run state before VM state has arrived: nothing can be saved, anything can be loaded.
 _INCOMING = "inmigrate"
 
-_ASLEEP = "suspended"
+ASLEEP = "suspended"
 _NOT_MIGRATING = frozenset({"none", "completed", "failed", "cancelled"})
 
 # The run state in which a migration ends. QEMU may say before that the migration is "completed".
@@ -140,7 +140,7 @@ class Machine(Struct, frozen=True):
     @property
     def asleep(self) -> bool:
         """Whether the guest is suspended (ACPI S3) until it is woken."""
-        return self.status == _ASLEEP
+        return self.status == ASLEEP
 
     @property
     def unpaused(self) -> bool:

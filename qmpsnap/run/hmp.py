@@ -9,6 +9,7 @@ from qmpsnap.model.hints import LOAD_FAILED
 from qmpsnap.model.machine import FOR_A_LOAD
 from qmpsnap.model.step import Step
 from qmpsnap.run.machine import is_running, run_state
+from qmpsnap.run.pausing import refuse_paused
 from qmpsnap.run.session import Session
 
 # What loadvm and snapshot-load say before they have moved any disk; the same on 7.2, 10.0 and 11.1.
@@ -68,8 +69,7 @@ async def stop_for_load(session: Session, step: Step) -> None:
             has nothing to say, it has loaded something, and `changed` is YES.
         LinkLost: When the link goes; the guest may stand in `restore-vm`.
     """
-    if not await is_running(session):
-        raise _failed(step, "the guest was paused already when it was to be paused", await run_state(session))
+    await refuse_paused(session, step)
     said = await _said(session, step)
     state = await run_state(session)
     if said and state == FOR_A_LOAD:

@@ -12,6 +12,7 @@ from qmpsnap.model.step import Step
 from qmpsnap.run.hmp import load, manage, stop_for_load
 from qmpsnap.run.host import Host
 from qmpsnap.run.migration import Migrations
+from qmpsnap.run.pausing import stop
 from qmpsnap.run.session import Session
 
 
@@ -35,6 +36,7 @@ class Performer:
             "savevm": partial(manage, session),
             "delvm": partial(manage, session),
             "loadvm": partial(load, session),
+            "stop": partial(stop, session),
             "stop-for-load": partial(stop_for_load, session),
             "check-roots": partial(check_roots, session),
             "check-active": partial(check_active, session),

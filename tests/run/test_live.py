@@ -446,6 +446,7 @@ async def test_perform_sends_what_concerns_the_guest(
     server: QmpServer, target: LiveTarget, step: Step
 ) -> None:
     server.answer(step.command, Return())
+    server.answer("query-status", Return({"status": "running", "running": True}))
     await target.perform(step)
     assert server.commands[-1] == step.command
     server.answer(step.command, Fail("no such thing"))
