@@ -145,6 +145,7 @@ def seal_memory(
     running: bool,
     fingerprint: Fingerprint,
     layers: Iterable[tuple[str, str]],
+    trims: bool = True,
     made: Created | None = None,
 ) -> Sealed:
     """Append the note, sync, and give the file its name; the bytes are those of the stream.
@@ -172,7 +173,8 @@ def seal_memory(
         text = note.to_bytes()
         while text:
             text = text[os.write(descriptor, text) :]
-        os.ftruncate(descriptor, os.fstat(descriptor).st_size)  # gives back what was reserved beyond
+        if trims:
+            os.ftruncate(descriptor, os.fstat(descriptor).st_size)
         os.fsync(descriptor)
         status = os.fstat(descriptor)
     finally:

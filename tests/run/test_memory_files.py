@@ -31,10 +31,20 @@ def partial(tmp_path: Path) -> Path:
     return file
 
 
-def seal(partial: Path, *layers: tuple[str, str], made: Created | None = None, name: str = "c1") -> Sealed:
+def seal(
+    partial: Path, *layers: tuple[str, str], made: Created | None = None, name: str = "c1", trims: bool = True
+) -> Sealed:
     file = str(partial).removesuffix(".partial")
     return seal_memory(
-        str(partial), file, id="id", name=name, running=True, fingerprint=KEPT, layers=layers, made=made
+        str(partial),
+        file,
+        id="id",
+        name=name,
+        running=True,
+        fingerprint=KEPT,
+        layers=layers,
+        trims=trims,
+        made=made,
     )
 
 
@@ -85,6 +95,14 @@ def test_seal_memory_gives_back_what_was_reserved(partial: Path, tmp_path: Path)
     reserved = partial.stat().st_blocks
     seal(partial)
     assert (tmp_path / "m").stat().st_blocks < max(reserved, 1 << 12)
+
+
+def test_seal_memory_may_leave_reserved_what_is_removed_soon(partial: Path, tmp_path: Path) -> None:
+    reserve(str(partial), 8 << 20)
+    reserved = partial.stat().st_blocks
+    seal(partial, trims=False)
+    assert (tmp_path / "m").stat().st_blocks >= reserved
+    assert fact(tmp_path / "m").note is not None
 
 
 def test_seal_store_gives_a_store_its_name_and_never_replaces_a_file(partial: Path, tmp_path: Path) -> None:

@@ -135,6 +135,7 @@ def seal_memory(
     running: bool,
     fingerprint: Fingerprint,
     layers: tuple[tuple[str, str], ...] = (),
+    trims: bool = True,
 ) -> Step:
     """Append a note that says whose state it is, sync the file, and give it its name.
 
@@ -146,9 +147,10 @@ def seal_memory(
         running: Whether the guest was running.
         fingerprint: What the machine is.
         layers: Each disk's name and a file, whose inode, size and time are noted.
+        trims: Whether disk space that is reserved beyond the end is given back, which takes time.
     """
     machine = to_builtins(fingerprint)
-    detail = Frozen(id=id, name=name, running=running, fingerprint=machine, layers=layers)
+    detail = Frozen(id=id, name=name, running=running, fingerprint=machine, layers=layers, trims=trims)
     return Step(on="host", command="seal-memory", arguments=Frozen(partial=partial, file=file), detail=detail)
 
 

@@ -111,7 +111,9 @@ def plan(intent: Checkpoint, scene: GuestScene) -> Plan:
         state = replace(state, tag=f"qmpsnap-{new.token}")
         stages = _in_place(intent.name, new, state, scene)
     else:
-        stages = _stream(intent.name, new, state, passage, scene)
+        # A fork names a file in a directory of its own, which is removed soon.
+        temporary = intent.fork and bool(intent.memory)
+        stages = _stream(intent.name, new, state, passage, scene, temporary=temporary)
     notes = list(new.notes)
     if mode == "in-place":
         notes += revert_notes(intent.name, new.disks, machine)
@@ -160,7 +162,7 @@ def _file(intent: Checkpoint, mode: Mode | str, graph: Graph) -> str:
 
 
 def _stream(
-    name: str, new: Overlays, state: KeptState, passage: Passage, scene: GuestScene
+    name: str, new: Overlays, state: KeptState, passage: Passage, scene: GuestScene, *, temporary: bool
 ) -> tuple[Stage, ...]:
     """A stream, for a new QEMU."""
     machine, background = scene.machine, passage.background
@@ -190,6 +192,7 @@ def _stream(
         running=machine.running,
         fingerprint=machine.fingerprint,
         layers=layers,
+        trims=not temporary,
     )
     return (
         Stage(

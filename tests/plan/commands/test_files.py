@@ -102,6 +102,7 @@ def test_memory_is_sealed_with_a_note_of_whose_it_is() -> None:
         "running": True,
         "fingerprint": {"machine": "pc", "memory": 1, "cpus": (), "devices": {}, "disks": {}, "qemu": ""},
         "layers": (("vda", "/b"),),
+        "trims": True,
     }
     assert (flags(step), step.undo) == ("", ())
 

@@ -195,6 +195,22 @@ def test_checkpoint_reserves_room_where_a_failure_would_hang_the_guest() -> None
     assert first == reserve_memory(made, at_most_bytes=(256 + 160) << 20, process="")
 
 
+@each(
+    ("intent", "trims"),
+    [
+        (Checkpoint("c1", "background"), True),
+        (Checkpoint("c1", "background", "/images/m"), True),
+        (Checkpoint("c1", "background", fork=True), True),
+        (Checkpoint("c1", "background", "/images/m", fork=True), False),
+    ],
+)
+def test_checkpoint_gives_back_what_it_reserved_unless_a_fork_removes_the_file_soon(
+    intent: Checkpoint, *, trims: bool
+) -> None:
+    (seal,) = (step for step in planned(intent, TWO).steps if step.command == "seal-memory")
+    assert seal.detail["trims"] is trims
+
+
 def files_with(*taken: str, **directories: DirFact) -> FakeFiles:
     files = FakeFiles(TWO)
     for file in taken:
