@@ -22,6 +22,7 @@ from qmpsnap.plan.commands.files import (
     create_memory,
     create_store,
     remove_file,
+    reserve_memory,
     retire_file,
     seal_memory,
     seal_store,
@@ -124,6 +125,7 @@ CHECKPOINT = IntentRecord(
     stages=stages(
         *OVERLAYING,
         create_memory(STATE.partial),
+        reserve_memory(STATE.partial, at_most_bytes=1 << 20, process="7.8"),
         set_capabilities({"events": True}, {"events": False}),
         SETTING,
         SEALING,
