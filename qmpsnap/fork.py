@@ -114,9 +114,9 @@ class _Fork(Generic[M]):
         self._complete = anyio.Event()
         self._over = anyio.Event()
         self._starting: set[anyio.CancelScope] = set()
-        turns = max(2, os.cpu_count() or 2)
-        self._starts = anyio.CapacityLimiter(turns)
-        self._loads = anyio.CapacityLimiter(4 * turns)  # a guest that runs already slows all others down
+        cpus = max(2, os.cpu_count() or 2)
+        self._starts = anyio.CapacityLimiter(cpus - 1)  # one is left to the QEMU for which all wait
+        self._loads = anyio.CapacityLimiter(4 * cpus)  # a guest that runs already slows all others down
 
     def begin(
         self, tasks: TaskGroup, views: Sequence[DiskView], memory: GuestMemory, name: str, state: KeptState
@@ -208,6 +208,12 @@ async def fork(
             stack.push_async_callback(temporary.aclose)
         failure: Exception | None = None
         async with anyio.create_task_group() as tasks:
+
+            async def finished(template: Template[M]) -> None:
+                stack.push_async_callback(_remove, template)
+                await stack.enter_async_context(template.in_use())
+                starter.complete(template)
+
             try:
                 make = partial(
                     template_of,
@@ -216,16 +222,14 @@ async def fork(
                     scratch=place.path,
                     lasting=False,
                     began=partial(starter.begin, tasks),
+                    finished=finished,
                 )
                 if checkpoint is None:
-                    template = await make(await source_of(vm, of))
+                    await make(await source_of(vm, of))
                 else:
-                    template = await checkpoint.take_while(make)
+                    await checkpoint.take_while(make)
                     assert checkpoint.done is not None  # noqa: S101 - it was taken
                     children.standstill_s = checkpoint.done.standstill_s
-                stack.push_async_callback(_remove, template)
-                await stack.enter_async_context(template.in_use())
-                starter.complete(template)
                 yield children
             except Exception as error:  # noqa: BLE001 - the task group would wrap what the block raised
                 failure = error

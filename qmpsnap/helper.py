@@ -106,8 +106,7 @@ async def loaded(
     Args:
         source: The checkpoint. The QEMU is started at once, also while a guest still writes to the layers: it
             reads nothing of them before it has loaded the VM state. It loads a stream while that is being
-            written, so the checkpoint is complete only once the block has ended; anything else it loads once
-            it is complete.
+            written, anything else once the checkpoint is complete; in the block it is complete.
         launcher: Starts the QEMU.
         memory: The file that becomes its memory; None: memory as the machine has it.
         directory: Directory for the temporary files; "": the system's.
@@ -125,7 +124,6 @@ async def loaded(
     """
     async with throwaway(source.views, directory) as (disks, place):
         start = Start(disks=disks, memory=memory, incoming=source.stream, paused=True, directory=place)
-        loaded_inode = 0
         async with launcher(start) as helper:
             if started is not None:
                 await started(helper)
@@ -138,10 +136,10 @@ async def loaded(
                 load = Load(source.name, source.foreseen, disks, fifo=fifo)
                 async with loading(helper, load) as go_on:
                     await source.begun()
-                    loaded_inode = await _while_written(source, source.foreseen.partial, go_on, begun)
+                    inode = await _while_written(source, source.foreseen.partial, go_on, begun)
+                if (state := await source.state()).inode != inode:
+                    raise InvalidTarget(f"{state.file!r} is not the file that was loaded", file=state.file)
             yield helper
-        if loaded_inode and (state := await source.state()).inode != loaded_inode:
-            raise InvalidTarget(f"{state.file!r} is not the file that was loaded", file=state.file)
 
 
 async def _while_written(

@@ -232,10 +232,10 @@ class Own:
         if not self._views:
             return
         self._state = await kept_state(self._vm, self.name)
-        self._known.set()
         if not view.as_foreseen(await self._vm.views(self.name), self._views):
             file = self._views[0].files[0]
             raise InvalidTarget(f"the layers of {self.name!r} were changed while it was taken", file=file)
+        self._known.set()
 
 
 @asynccontextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import posixpath
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -308,6 +308,7 @@ async def template_of(
     lasting: bool = True,
     keepers: bool = True,
     began: Callable[[Sequence[DiskView], GuestMemory, str, KeptState], None] | None = None,
+    finished: Callable[[Template[M]], Awaitable[None]] | None = None,
 ) -> Template[M]:
     """Make a template of a checkpoint; the machine is not changed. See `VM.freeze_template`.
 
@@ -322,6 +323,8 @@ async def template_of(
         began: Only for one that is not `lasting`: called once the helper runs, with how each disk is read,
             the memory that a clone maps, the template's name, and where the devices' state will be. From then
             on a clone's QEMU can be started, but its guest not resumed. None: no function.
+        finished: Called with the template as soon as it is complete, while the helper's QEMU ends. None: no
+            function.
 
     Raises:
         QmpsnapError: As `VM.freeze_template`, but what concerns the checkpoint itself.
@@ -329,9 +332,10 @@ async def template_of(
     name, views = source.name, source.views
     if lasting and keepers:
         await in_thread(partial(refuse_of_fork, {view.disk: view.files for view in views}))
-    partly = template_files.Partial
-    make = partial(partly, directory, source.memory_bytes, renamed=lasting)
-    unfinished = await made_in_thread(make, partly.close)
+    unfinished = await made_in_thread(
+        partial(template_files.Partial, directory, source.memory_bytes, renamed=lasting),
+        template_files.Partial.close,
+    )
     kept = Keepers("template" if lasting else "fork", directory)
     complete = sealed = False
     disks: Frozen[str, TemplateDisk] = Frozen()
@@ -354,9 +358,17 @@ async def template_of(
         if source.foreseen is not None:
             await protect()
         if began is not None:
-            fingerprint = (source.foreseen or await source.state()).fingerprint
-            devices = KeptState("stop", unfinished.state, "", running=True, fingerprint=fingerprint)
+            state = source.foreseen or await source.state()
+            devices = KeptState("stop", unfinished.state, "", running=True, fingerprint=state.fingerprint)
             began(views, replace(memory, share=False, sealed=sealed), name, devices)
+
+    async def finish() -> Template[M]:
+        nonlocal complete
+        record = await _finish(
+            unfinished, source, disks, sealed=sealed, lasting=lasting, keepers=Frozen(kept.made)
+        )
+        complete = True
+        return Template(directory, record, launcher, unkept=kept.unkept, keepers=None if lasting else kept)
 
     try:
         if source.foreseen is None:
@@ -365,20 +377,10 @@ async def template_of(
             source, launcher, memory=memory, directory=scratch, started=check_helper, begun=begin
         ) as helper:
             await expendable(helper, helper.do(SaveDevices(name, unfinished.state)))
-        memory_state, devices_state = await in_thread(partial(unfinished.seal, sealed=sealed, synced=lasting))
-        record = TemplateRecord(
-            name=name,
-            created=datetime.now(UTC).isoformat(timespec="microseconds"),
-            fingerprint=(await source.state()).fingerprint,
-            memory=memory_state,
-            state=devices_state,
-            sealed=sealed,
-            disks=disks,
-            keepers=Frozen(kept.made),
-        )
-        await in_thread(partial(refuse_written, views, disks))
-        await in_thread(partial(unfinished.finish, record))
-        complete = True
+            if finished is not None:
+                await finished(template := await finish())
+        if finished is None:
+            template = await finish()
     except BaseException:
         with anyio.CancelScope(shield=True), suppress(QmpsnapError):
             await kept.remove()
@@ -388,7 +390,33 @@ async def template_of(
             await in_thread(partial(unfinished.close, keep=complete))
     if lasting:
         kept.release()
-    return Template(directory, record, launcher, unkept=kept.unkept, keepers=None if lasting else kept)
+    return template
+
+
+async def _finish(
+    unfinished: template_files.Partial,
+    source: Source,
+    disks: Frozen[str, TemplateDisk],
+    *,
+    sealed: bool,
+    lasting: bool,
+    keepers: Frozen[str, str],
+) -> TemplateRecord:
+    """Complete the files of a template, whose memory and devices are all there; return its record."""
+    memory, devices = await in_thread(partial(unfinished.seal, sealed=sealed, synced=lasting))
+    record = TemplateRecord(
+        name=source.name,
+        created=datetime.now(UTC).isoformat(timespec="microseconds"),
+        fingerprint=(await source.state()).fingerprint,
+        memory=memory,
+        state=devices,
+        sealed=sealed,
+        disks=disks,
+        keepers=keepers,
+    )
+    await in_thread(partial(refuse_written, source.views, disks))
+    await in_thread(partial(unfinished.finish, record))
+    return record
 
 
 async def _seals(vm: OneMachine) -> bool:
