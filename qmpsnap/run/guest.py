@@ -31,11 +31,11 @@ class LiveGuest:
         self._host = host
         self._build: Build | None = None
 
-    async def machine(self, graph: Graph) -> Machine:
+    async def machine(self, graph: Graph, *, occupied: bool = False) -> Machine:
         """What the machine is beyond its disks, now; what cannot change is asked once."""
         if self._build is None:
             self._build = await read_build(self._session)
-        return await read_machine(self._session, graph, self._build)
+        return await read_machine(self._session, graph, self._build, occupied=occupied)
 
     async def status(self) -> Status:
         """Whether the guest runs, and whether it migrates, now."""

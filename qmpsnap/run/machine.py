@@ -44,13 +44,14 @@ async def read_build(session: Session) -> Build:
     return parse_build(answers, cpu)
 
 
-async def read_machine(session: Session, graph: Graph, build: Build) -> Machine:
+async def read_machine(session: Session, graph: Graph, build: Build, *, occupied: bool = False) -> Machine:
     """Ask QEMU for its machine, with all queries in one go.
 
     Args:
         session: The link.
         graph: The block graph as read.
         build: What does not change.
+        occupied: Whether it is looked up how much memory is in use, which a save needs to know alone.
 
     Raises:
         LinkLost: When the link is lost.
@@ -73,8 +74,10 @@ async def read_machine(session: Session, graph: Graph, build: Build) -> Machine:
         passes_files=session.is_unix,
         process=identity(session.peer_pid),
     )
-    occupied = await in_thread(partial(_occupied, machine.process, session, parse_cpu_threads(answers)))
-    return replace(machine, occupied_bytes=occupied)
+    if not occupied:
+        return machine
+    look = partial(_occupied, machine.process, session, parse_cpu_threads(answers))
+    return replace(machine, occupied_bytes=await in_thread(look))
 
 
 def _occupied(process: str, session: Session, cpu_threads: Sequence[int]) -> int | None:

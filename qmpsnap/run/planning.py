@@ -32,7 +32,7 @@ from qmpsnap.plan import view as plan_view
 from qmpsnap.plan.checks.backups import ask_backups, running_backups
 from qmpsnap.plan.checks.images import refuse_below
 from qmpsnap.plan.inside.loadable import ask_left
-from qmpsnap.plan.intent import Delete, Intent, Prune
+from qmpsnap.plan.intent import Checkpoint, Delete, Intent, Prune, Save
 from qmpsnap.plan.plan import Plan
 from qmpsnap.plan.scene import GuestScene, Scene
 from qmpsnap.run.both import both
@@ -205,7 +205,8 @@ class Planning:
         features = await self._target.features()
         files = partial(self._files, intent, graph)
         if planner.works_on(intent, off=self._off) == "guest":
-            machine = partial(guest_of(self._target).machine, graph)
+            saves = isinstance(intent, Checkpoint | Save)
+            machine = partial(guest_of(self._target).machine, graph, occupied=saves)
             (found, warnings), guest = await both(files, machine)
             return self._scene(graph, found, jobs, features, guest), warnings
         found, warnings = await files()

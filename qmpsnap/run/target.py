@@ -71,8 +71,8 @@ class Standstill(Protocol):
 class Guest(Protocol):
     """What only a machine with a guest has: CPUs that run or are paused, and memory."""
 
-    async def machine(self, graph: Graph) -> Machine:
-        """What the machine is beyond its disks, now."""
+    async def machine(self, graph: Graph, *, occupied: bool = False) -> Machine:
+        """What the machine is beyond its disks, now; with `occupied` also how much memory is in use."""
 
     async def status(self) -> Status:
         """Whether the guest runs, and whether it migrates, now."""

@@ -90,7 +90,7 @@ class FakeMachine:
         self.seconds: float | None = None
         self.state_bytes = 0
 
-    async def machine(self, graph: Graph) -> Machine:  # noqa: ARG002 - of the Protocol
+    async def machine(self, graph: Graph, *, occupied: bool = False) -> Machine:  # noqa: ARG002 - of the Protocol
         """The machine, as of now."""
         await anyio.lowlevel.checkpoint()
         return self.now

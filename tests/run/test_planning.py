@@ -67,8 +67,8 @@ async def test_plan_of_disks_does_not_ask_for_the_guest_and_one_of_vm_state_does
     asked: list[str] = []
     machine = fake.guest.machine
 
-    async def ask(graph: Any) -> Any:
-        asked.append("machine")
+    async def ask(graph: Any, *, occupied: bool = False) -> Any:
+        asked.append("machine and its memory in use" if occupied else "machine")
         return await machine(graph)
 
     fake.guest.machine = ask  # type: ignore[method-assign]
@@ -76,7 +76,10 @@ async def test_plan_of_disks_does_not_ask_for_the_guest_and_one_of_vm_state_does
         plan = await vm_of(fake).plan(intent)
         assert (plan.run_state, asked) == ("", [])
     assert (await vm_of(fake).plan(Checkpoint("c2"))).run_state == "running"
-    assert asked == ["machine"]
+    assert (await vm_of(fake).plan(Save("/images/vm.state"))).run_state == "running"
+    with pytest.raises(Unsupported):  # its memory is for a new QEMU
+        await vm_of(fake).plan(Revert("c1"))
+    assert asked == [*["machine and its memory in use"] * 2, "machine"]
 
 
 async def test_a_refusal_at_the_second_look_does_not_ask_for_the_run_state_of_a_plan_of_disks() -> None:
@@ -156,8 +159,8 @@ async def test_resume_lets_a_guest_run_whose_load_fails_while_the_run_state_is_a
     fake.start_job(Job(load.job_id, "snapshot-load", JobStatus.RUNNING), load)
     machine = fake.guest.machine
 
-    async def ask_and_fail(graph: Any) -> Any:
-        answer = await machine(graph)
+    async def ask_and_fail(graph: Any, *, occupied: bool = False) -> Any:
+        answer = await machine(graph, occupied=occupied)
         fake._set(load.job_id, JobStatus.CONCLUDED, "it failed")
         fake.guest.now = replace(fake.guest.now, status=FOR_A_LOAD, running=False)
         return answer
@@ -176,10 +179,10 @@ async def test_resume_looks_at_the_file_of_a_save_after_the_run_state_in_which_t
     partial, machine = begun.record.state.partial, fake.guest.machine
     fake.files.records.append(replace(begun.record, directory=begun.steps[0].arguments["directory"]))
 
-    async def end_and_ask(graph: Any) -> Any:
+    async def end_and_ask(graph: Any, *, occupied: bool = False) -> Any:
         fake.files.put(partial)
         fake.guest.now = replace(fake.guest.now, status="postmigrate", running=False, migration="completed")
-        return await machine(graph)
+        return await machine(graph, occupied=occupied)
 
     fake.guest.machine = end_and_ask  # type: ignore[method-assign]
     assert cont() in (await vm.jobs.plan(begun.record.id)).steps
