@@ -187,7 +187,11 @@ class Migrations:
 
     async def _take_stdin(self) -> None:
         """Give QEMU a descriptor 0 if it has none; only add-fd says which number a descriptor gets."""
-        descriptor = await in_thread(partial(open_character, os.devnull))
+        try:
+            descriptor = await in_thread(partial(open_character, os.devnull))
+        except OSError as error:
+            _log.warning("stdin.unknown", vm=self._session.address, reason=str(error))
+            return
         try:
             answer = await self._session.change("add-fd", {"opaque": "qmpsnap"}, fd=descriptor)
             added = read(AddfdInfo, answer, "add-fd")

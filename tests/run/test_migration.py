@@ -431,6 +431,17 @@ async def test_cancel_does_not_fail_where_qemu_takes_no_descriptor(server: QmpSe
     assert server.commands == ["query-migrate", "add-fd", "query-status"]
 
 
+async def test_cancel_does_not_fail_where_no_descriptor_can_be_opened(
+    server: QmpServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "devnull", "/none/null")
+    looks(server, status("failed"))
+    says(server, "paused")
+    async with migrations(server) as moving:
+        await perform(moving, migrate_cancel(background=True))
+    assert server.commands == ["query-migrate", "query-status"]
+
+
 async def test_cancel_waits_for_the_first_page(server: QmpServer) -> None:
     """QEMU 10.0 and 11.1 would close their descriptor 0."""
     early = ({"status": "setup"}, {"status": "active", "ram": {"transferred": 4000}})
