@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import os
 
 import anyio
 import pytest
@@ -71,11 +72,18 @@ async def test_script_reads_what_the_agent_is_given_for_it():
 
 async def test_script_that_is_killed_takes_all_that_it_has_started_with_it(tmp_path):
     agent = Agent(guest_exec=[{"pid": 7}], guest_exec_status=[ended(exitcode=137)])
-    await shell(agent).execute(sleeping_in_a_session(tmp_path / "pid"), limit=1)
+    script = f"echo begun\n{sleeping_in_a_session(tmp_path / 'pid')}"
+    await shell(agent).execute(script, limit=1)
     _, arguments = agent.sent[0]
     assert isinstance(arguments, dict)
-    done = await anyio.run_process([arguments["path"], *arguments["arg"]], check=False)
-    assert done.returncode == 137
+    (tmp_path / "tmp").mkdir()
+    done = await anyio.run_process(
+        [arguments["path"], *arguments["arg"]],
+        check=False,
+        env={**os.environ, "TMPDIR": str(tmp_path / "tmp")},
+    )
+    assert (done.returncode, done.stdout.startswith(b"begun\n")) == (137, True)
+    assert list((tmp_path / "tmp").iterdir()) == []
     assert gone_within(30, int((tmp_path / "pid").read_text()))
 
 

@@ -65,8 +65,10 @@ async def test_what_a_script_leaves_running_prints_into_no_other_answer(tmp_path
 async def test_script_that_is_killed_takes_all_that_it_has_started_with_it(tmp_path):
     with on_a_terminal(*SH) as console:
         async with open_console(console) as shell:
-            with pytest.raises(GuestFailed, match="killed at its limit"):
-                await shell.run(sleeping_in_a_session(tmp_path / "pid"), limit=1)
+            script = f"echo $((6 * 7)) is printed\n{sleeping_in_a_session(tmp_path / 'pid')}"
+            with pytest.raises(GuestFailed, match="killed at its limit") as caught:
+                await shell.run(script, limit=1)
+            assert "42 is printed" in str(caught.value)
             assert gone_within(30, int((tmp_path / "pid").read_text()))
 
 
