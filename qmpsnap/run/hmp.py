@@ -11,6 +11,7 @@ from qmpsnap.model.step import Step
 from qmpsnap.run.machine import is_running, run_state
 from qmpsnap.run.pausing import refuse_paused
 from qmpsnap.run.session import Session
+from qmpsnap.run.step_failed import step_failed
 
 # What loadvm and snapshot-load say before they have moved any disk; the same on 7.2, 10.0 and 11.1.
 _EARLY = (
@@ -34,7 +35,7 @@ async def manage(session: Session, step: Step) -> None:
     """
     if said := await _said(session, step):
         verb = "take" if step.way == "savevm" else "delete"
-        raise _failed(step, f"QEMU could not {verb} checkpoint {step.detail['name']!r}", said)
+        raise step_failed(step, f"QEMU could not {verb} checkpoint {step.detail['name']!r}", said)
 
 
 async def load(session: Session, step: Step) -> None:
@@ -48,9 +49,9 @@ async def load(session: Session, step: Step) -> None:
     """
     said, name = await _said(session, step), step.detail["name"]
     if said and failed_early(said):
-        raise _failed(step, f"QEMU did not revert to {name!r}", said)
+        raise step_failed(step, f"QEMU did not revert to {name!r}", said)
     if said:
-        raise _failed(
+        raise step_failed(
             step,
             f"QEMU failed while reverting to {name!r}; the guest is paused, its disks are "
             "reverted, its memory cannot be trusted",
@@ -76,12 +77,12 @@ async def stop_for_load(session: Session, step: Step) -> None:
         return
     if not said:
         what = "QEMU loaded a snapshot that should not exist"
-        raise _failed(step, what, step.detail["name"], changed=Changed.YES, hint="revert again")
+        raise step_failed(step, what, step.detail["name"], changed=Changed.YES, hint="revert again")
     if not await is_running(session):
         with suppress(CommandFailed):  # it is said below how it stands
             for back in step.undo:
                 await session.change(back.command, back.arguments)
-    raise _failed(step, f"QEMU did not pause the guest for the load, it was {state}", said)
+    raise step_failed(step, f"QEMU did not pause the guest for the load, it was {state}", said)
 
 
 async def _said(session: Session, step: Step) -> str:
@@ -92,18 +93,3 @@ async def _said(session: Session, step: Step) -> str:
 def failed_early(said: str) -> bool:
     """Whether a load that failed with these words had moved nothing yet."""
     return any(text in said for text in _EARLY)
-
-
-def _failed(
-    step: Step, what: str, said: str, *, changed: Changed = Changed.NO, hint: str = ""
-) -> CommandFailed:
-    text = " ".join(said.split())
-    return CommandFailed(
-        f"{what}: {text}",
-        command=step.command,
-        arguments=step.arguments,
-        qmp_class="GenericError",
-        desc=text,
-        changed=changed,
-        hint=hint,
-    )

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from qmpsnap.errors import Changed, CommandFailed
 from qmpsnap.model.machine import ASLEEP, FOR_A_LOAD
 from qmpsnap.model.step import Step
 from qmpsnap.run.machine import run_state
 from qmpsnap.run.session import Session
+from qmpsnap.run.step_failed import step_failed
 
 # A guest that sleeps, or waits for a load that has failed, was paused by nobody either.
 _UNPAUSED = frozenset({"running", ASLEEP, FOR_A_LOAD})
@@ -42,14 +42,6 @@ async def refuse_paused(
         CommandFailed: When it does not run; nothing was sent.
     """
     now = await run_state(session)
-    if now in but:
-        return
-    raise CommandFailed(
-        f"the guest was paused already when it was to be paused: {now}",
-        command=step.command,
-        arguments=step.arguments,
-        qmp_class="GenericError",
-        desc=now,
-        changed=Changed.NO,
-        hint="try again",
-    )
+    if now not in but:
+        what = "the guest was paused already when it was to be paused"
+        raise step_failed(step, what, now, hint="try again")
