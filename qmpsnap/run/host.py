@@ -62,7 +62,7 @@ class Host:
         self._images = images
         self._catalog = catalog
         self._made: dict[str, Created] = {}
-        self._reserved: dict[str, Reservation] = {}  # for each file of VM state
+        self._reserved: dict[str, Reservation] = {}  # of each file of VM state that is not complete yet
         self._rewriting = anyio.Lock()  # a moment's record, which operations on several disks may share
         self._sealed: dict[str, tuple[int, int]] = {}  # of each file of VM state its inode and owner
         self._names: dict[str, dict[str, str]] = {}  # of a moment's record: what its disks are called now
@@ -167,11 +167,11 @@ class Host:
 
     async def _create_memory(self, _: Step, *, file: str) -> None:
         self._made[file] = await self._images.create_image(file, size_bytes=0, format="raw", like=None)
-        self._reserved[file] = Reservation(file, self._made[file])
 
     async def _reserve_memory(self, _: Step, *, file: str, at_most_bytes: int, process: str) -> None:
+        reservation = self._reserved.setdefault(file, Reservation(file, self._made[file]))
         try:
-            await in_thread(functools.partial(self._reserved[file].extend, process, at_most_bytes))
+            await in_thread(functools.partial(reservation.extend, process, at_most_bytes))
         except OSError as error:
             raise InvalidTarget(
                 f"cannot reserve space for the guest's memory in {file!r}: {reason(error)}",
@@ -194,6 +194,7 @@ class Host:
         await self._images.retire(file, policy, to, proof and convert(proof, Proof))
 
     async def _remove_file(self, _: Step, *, file: str) -> None:
+        self._reserved.pop(file, None)
         created = self._made.pop(file, None) or await self._images.as_created(file)
         if created is not None:
             await self._images.remove_created(created)
@@ -208,6 +209,7 @@ class Host:
         seal = memory_files.seal_memory
         note = {**step.detail, "fingerprint": convert(step.detail["fingerprint"], Fingerprint)}
         await self._seal(file, functools.partial(seal, partial, file, **note, made=self.made(partial)))
+        self._reserved.pop(partial, None)
 
     async def _seal_store(self, _: Step, *, partial: str, file: str) -> None:
         await self._seal(
