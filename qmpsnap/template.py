@@ -379,7 +379,7 @@ async def template_of(
             await expendable(helper, helper.do(SaveDevices(name, unfinished.state)))
             if finished is not None:
                 await finished(template := await finish())
-        if finished is None:
+        if finished is None:  # nobody waits for it: the QEMU that wrote the memory has ended by now
             template = await finish()
     except BaseException:
         with anyio.CancelScope(shield=True), suppress(QmpsnapError):
