@@ -10,6 +10,8 @@ temporary files in that directory ("": where they are by default); its points ar
 child's steps. The answer is one line: the child's exit status, -9 when it was killed, 0 when the operation
 has fewer points.
 
+An order {"socket", "qemu", "end", "point"} finishes the interrupted operation of that id.
+
 An order {"group": {NAME: SOCKET}, "intent", "victim", "point"} takes a moment of a group, and counts the
 steps of one machine, the victim.
 """
@@ -55,6 +57,10 @@ async def run(order):
         return
     if "template" in order or "fork" in order:
         await many_points(order, qemu, at)
+        return
+    if "end" in order:
+        async with stepped(order["socket"], at) as vm:
+            await vm.jobs.wait(order["end"])
         return
     images = order["images"]
     machine = stepped_offline(qemu, images, at) if images else stepped(order["socket"], at)

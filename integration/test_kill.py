@@ -19,15 +19,17 @@ import anyio
 import pytest
 
 from integration.cases import CASES
+from integration.cli import Cli
 from integration.harness import Rig, stepped
 from integration.known_images import QEMUS
-from integration.machines import SOON
+from integration.machines import SOON, wait_for
 from qmpsnap.cli.result import result_lines
 from qmpsnap.errors import Changed, JobFailed, LinkLost
 from qmpsnap.run.outcome import Done
 
 ROOT = Path(__file__).resolve().parents[1]
 STREAMS = {"stream", "delete up"}
+OVERLAYS_ON = 27  # a point of the background checkpoint at which the guest writes to its overlays
 
 
 @contextmanager
@@ -70,15 +72,19 @@ def clients():
         yield run
 
 
+async def unfinished(vm):
+    """Ids of what `jobs` shows, in its order."""
+    jobs = [job.id for job in await vm.jobs.list() if job.mine]
+    return [*jobs, *(record.id for record in await vm.jobs.interrupted() if record.id not in jobs)]
+
+
 async def end(vm):
     """Do as one does who comes later: wait for whatever `jobs` and the records show.
 
     Returns:
         The result; the error if the operation had failed; None if there was nothing.
     """
-    ids = {record.id for record in await vm.jobs.interrupted()} | {
-        job.id for job in await vm.jobs.list() if job.mine
-    }
+    ids = await unfinished(vm)
     assert len(ids) <= 1
     for job_id in ids:
         with anyio.fail_after(20):
@@ -98,6 +104,8 @@ def check_told(result, case, *, done):
         assert result.op == "revert-internal"
     elif "keeps" in case:  # it changes nothing that can be seen
         assert result.changed is (result.ended == "finished")
+    elif CASES[case].halfway:  # overlays that the guest writes to were merged back, or there were none yet
+        assert result.ended == ("finished" if done else "rolled-back")
     else:
         assert (result.ended == "rolled-back", result.changed) == (not done, done)
 
@@ -170,6 +178,62 @@ async def test_killed_client_leaves_what_the_next_one_ends(qemu, tmp_path, every
                     again = rig.reusable(done=done)
             rig.verify(done=done)
             rig.forget_records()
+
+
+@pytest.mark.timeout(300)
+async def test_overlays_of_a_killed_checkpoint_are_merged_back_whoever_is_killed_meanwhile(
+    qemu, tmp_path, everything
+):
+    """kill -9 of the client of the checkpoint, once its overlays are on, and at each step of the merge."""
+    name, step, status = "checkpoint background", 1 if everything else 4 if qemu == QEMUS[0] else 11, -9
+    with orders() as give:
+        rig = Rig(qemu, CASES[name], tmp_path / "rig")
+        with rig.start() as running:
+            await rig.prepare()
+            order, where = {"socket": running.socket, "qemu": qemu.version}, {"folder": str(rig.folder)}
+            for point in range(1, 100, step):
+                assert give(**order, images={}, case=name, point=OVERLAYS_ON, **where) == -9
+                async with running.connect() as vm:
+                    (record,) = await vm.jobs.interrupted()
+                    assert (await vm.graph()).chains() != rig.chains_before
+                status = give(**order, end=record.id, point=point)
+                async with running.connect() as vm:
+                    while ids := await unfinished(vm):
+                        await vm.jobs.wait(ids[0])
+                    assert not await rig.cleared(vm)
+                running.check_nothing_left()
+                rig.check_machine(done=False)
+                if status == 0:
+                    break
+                assert status == -9
+        assert status == 0
+        rig.verify(done=False)
+
+
+@pytest.mark.one_qemu
+async def test_killed_checkpoint_is_shown_while_another_client_s_job_keeps_its_overlays(qemu, tmp_path):
+    rig = Rig(qemu, CASES["checkpoint background"], tmp_path / "rig")
+    with rig.start() as running, orders() as give:
+        await rig.prepare()
+        given = {"socket": running.socket, "qemu": qemu.version, "images": {}, "folder": str(rig.folder)}
+        assert give(**given, case="checkpoint background", point=OVERLAYS_ON) == -9
+        async with running.connect() as vm:
+            (node,) = [layer.node for layer in (await vm.graph()).disks["vda"].layers[:1]]
+        running.qmp("drive-backup", {"job-id": "theirs", "device": node, "target": f"{tmp_path}/copy",
+                                     "sync": "full"}, speed=4096)  # fmt: skip
+        running.qmp("cont")  # else it would be resumed, and the overlays would stay
+        cli = Cli(running)
+        shown = cli("--json", "jobs")
+        (left,) = shown.json["interrupted"]
+        assert ([job["id"] for job in shown.json["jobs"]], left["op"]) == (["theirs"], "checkpoint")
+        refused = cli("--json", "job", "wait", left["id"])
+        assert (refused.code, refused.json["error"]["job_id"]) == (3, "theirs")
+        running.qmp("job-cancel", id="theirs")
+        wait_for(lambda: running.qmp("query-jobs") == [], "the end of the job", limit=30)
+        assert cli("job", "wait", left["id"]).code == 0
+        async with running.connect() as vm:
+            assert not await rig.cleared(vm)
+    rig.verify(done=False)
 
 
 @pytest.mark.timeout(300)

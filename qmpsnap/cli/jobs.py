@@ -14,7 +14,7 @@ from qmpsnap.cli.runner import current_app, run
 from qmpsnap.cli.signals import Signals
 from qmpsnap.errors import Refused
 from qmpsnap.model.backup import RunningBackup
-from qmpsnap.model.interrupted import LeftBehind, finishing, is_of_fork, needs_guest, what_it_was
+from qmpsnap.model.interrupted import LeftBehind, finishing, needs_guest, what_it_was
 from qmpsnap.model.job import ENDED, IoStatus, Job, JobStatus
 from qmpsnap.model.job_place import JobPlace
 from qmpsnap.model.printable import printable
@@ -88,9 +88,7 @@ async def _vanished(vm: VM, record: IntentRecord) -> str:
     try:
         return (await vm.jobs.plan(record.id)).vanished
     except Refused:  # something is in the way now, as its command will say
-        if is_of_fork(record.id):
-            return ""
-        raise
+        return ""
 
 
 class _Seen(NamedTuple):

@@ -20,7 +20,7 @@ from qmpsnap.model.interrupted import is_of_fork
 from qmpsnap.model.job import ENDED, Ending, Job, JobId, JobStatus, parse_job_id
 from qmpsnap.model.record import IntentRecord
 from qmpsnap.model.step import Later, Stage, Step
-from qmpsnap.plan import ownership, resume_fork, resume_guest, resume_inside
+from qmpsnap.plan import ownership, resume_fork, resume_guest, resume_inside, resume_merge
 from qmpsnap.plan.chain.layers import flush_layer, unused_nodes
 from qmpsnap.plan.checks.disk import holders
 from qmpsnap.plan.commands.block import blockdev_add, blockdev_del
@@ -65,7 +65,7 @@ def ask(graph: Graph, *, records: tuple[IntentRecord, ...] = (), state_dir: str 
         records=places,
         memories=states,
         fresh=tuple(fresh),
-    )
+    ) | resume_merge.ask(records, graph)
 
 
 def plan(job_id: str, scene: Scene) -> Plan:

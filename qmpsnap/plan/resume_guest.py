@@ -45,6 +45,7 @@ from qmpsnap.plan.ownership import has_checkpoint, has_moment, ran_here, superse
 from qmpsnap.plan.plan import OperationEnd, Plan
 from qmpsnap.plan.recorded_steps import finish, removed, set_back, tidied
 from qmpsnap.plan.resume_ends import end_and_resume, ends_job, migrated_away
+from qmpsnap.plan.resume_merge import merges
 from qmpsnap.plan.scene import GuestScene, Scene
 from qmpsnap.plan.vmstate.common import refuse_foreign
 
@@ -174,7 +175,7 @@ def _saved(
     scene: GuestScene,
     taken: tuple[str, ...],
 ) -> Plan:
-    """Keep or complete the file of VM state; else discard it, and leave overlays that disks use."""
+    """Keep or complete the file of VM state; else discard it, and merge back overlays that disks use."""
     whole = _is_whole(record, state, scene)
     keeps = _can_be_kept(record, scene) if whole else bool(taken) and _can_be_sealed(record, state, scene)
     lets_run = not keeps or any(step.command == "cont" for step in record.steps)
@@ -191,9 +192,17 @@ def _saved(
             f"{record.op} {record.name!r} was not completed by the QEMU that wrote its memory, so the memory "
             "is discarded"
         )
+    end = finish(record, scene)
+    back: tuple[Plan, ...] = ()
+    why = ""
     if taken:
+        resumes = any(step.command == "cont" for step in steps)
+        back, why = merges(record, scene, end, resumes=resumes)
+    if back:
+        notes += [f"the overlay {file} of {disk} is merged back" for disk, file in record.overlays.items()]
+    elif taken:
         notes += [
-            f"the overlay {file} of {disk} stays, because the guest writes to it; to commit it: "
+            f"the overlay {file} of {disk} stays, because the guest writes to it: {why}; to commit it: "
             f"{command('commit', disk, '--top', file, '--base', record.chains[disk][0])}"
             for disk, file in record.overlays.items()
         ]
@@ -201,10 +210,11 @@ def _saved(
         *set_back(record, scene),
         *removed(record, scene, keep_overlays=bool(taken)),
         *((remove_state(state.file, record.id, state.tag),) if whole else ()),
-        *finish(record, scene),
+        *(() if back else end),
     )
-    ended: OperationEnd = "partial" if taken else "rolled-back"
-    return _plan(record, scene, steps, tidy, tuple(notes), moves=_all(record, taken), ended=ended)
+    ended: OperationEnd = "partial" if taken and not back else "rolled-back"
+    moves = () if back else _all(record, taken)
+    return replace(_plan(record, scene, steps, tidy, tuple(notes), moves=moves, ended=ended), then=back)
 
 
 def _all(record: IntentRecord, taken: tuple[str, ...]) -> tuple[str, ...]:
