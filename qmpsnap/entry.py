@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @asynccontextmanager
 async def connect(
-    address: str | tuple[str, int] | socket.socket | QMPClient,
+    address: str | os.PathLike[str] | tuple[str, int] | socket.socket | QMPClient,
     *,
     shared_fs: bool | None = None,
     state_dir: str | os.PathLike[str] | None = None,
@@ -58,7 +58,7 @@ async def connect(
         TargetExists, InvalidTarget: When the record exists, or cannot be created.
         ConnectFailed: When there is no QMP server there, or no greeting in time.
     """
-    _check_address(address)
+    place = _place(address)
     for parameter, value, kind in (
         ("shared_fs", shared_fs, bool | None),
         ("pid", pid, int | None),
@@ -70,29 +70,29 @@ async def connect(
     number("reply_limit", reply_limit)
     number("greeting_limit", greeting_limit)
     directory = absolute("state_dir", state_dir) if state_dir is not None else ""
-    if record is not None and not isinstance(address, str | tuple | socket.socket):
+    if record is not None and not isinstance(place, str | tuple | socket.socket):
         refuse("record", record, "what a QMPClient of yours sends cannot be recorded: give an address")
 
     def link(recorder: Recorder | None) -> AbstractAsyncContextManager[Session]:
-        if isinstance(address, str | tuple | socket.socket):
+        if isinstance(place, str | tuple | socket.socket):
             return sessions.connect(
-                address,
+                place,
                 pid=pid,
                 reply_limit=reply_limit,
                 greeting_limit=greeting_limit,
                 name=name,
                 recorder=recorder,
             )
-        return sessions.adopt(address, pid=pid, reply_limit=reply_limit)
+        return sessions.adopt(place, pid=pid, reply_limit=reply_limit)
 
     with recording(_record(record)) as recorder:
         target = LiveTarget(
             partial(link, recorder),
-            again=isinstance(address, str | tuple),
+            again=isinstance(place, str | tuple),
             shared_fs=shared_fs,
             images=Images(),
-            name=name or (address if isinstance(address, str) else "qemu"),
-            address=sessions.describe(address) if isinstance(address, str | tuple) else "",
+            name=name or (place if isinstance(place, str) else "qemu"),
+            address=sessions.describe(place) if isinstance(place, str | tuple) else "",
         )
         async with target:
             yield VM(target, state_dir=directory)
@@ -185,13 +185,19 @@ def _formats(formats: Mapping[str, str] | None) -> dict[str, str]:
     return dict(formats or {})
 
 
-def _check_address(address: object) -> None:
-    """Refuse anything that is not an address, before it is used as a file name."""
+def _place(
+    address: str | os.PathLike[str] | tuple[str, int] | socket.socket | QMPClient,
+) -> str | tuple[str, int] | socket.socket | QMPClient:
+    """Return the address, a path as text; refuse anything else before it is used as a file name."""
     if isinstance(address, tuple):
         host, port = address if len(address) == 2 else (None, None)
         if not isinstance(host, str) or not isinstance(port, int) or not 0 < port < 1 << 16:
             refuse("address", address, "give (host, port), the port from 1 to 65535")
     elif isinstance(address, str):
         path_text("address", address)
+    elif isinstance(address, os.PathLike):
+        path = path_text("address", address)
+        return f"./{path}" if path.startswith(("@", "tcp:")) else path  # no other kind of address
     elif not isinstance(address, socket.socket) and not hasattr(address, "execute_msg"):
         refuse("address", address, "give a path, 'tcp:HOST:PORT', (host, port), a socket or a QMPClient")
+    return address

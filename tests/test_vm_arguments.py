@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import qmpsnap
-from qmpsnap.errors import BadArgument, BadName, Changed, Refused
+from qmpsnap.errors import BadArgument, BadName, Changed, CommandFailed, Refused
 from qmpsnap.jobs import Jobs
 from qmpsnap.plan.intent import Delete
 from qmpsnap.testing.server import serve
@@ -322,7 +322,7 @@ async def test_checkpoint_internal_keeps_no_memory_in_a_file() -> None:
 
 
 CONNECT: Mapping[str, Any] = {
-    "address": ("", None, 1, b"/s", "/s\0", ("h",), ("h", "1"), ("h", 0), ("h", 1 << 16), Path("/s")),
+    "address": ("", None, 1, b"/s", "/s\0", ("h",), ("h", "1"), ("h", 0), ("h", 1 << 16)),
     "shared_fs": (1, "yes", ""),
     "state_dir": ("", 1, b"/d", "/\0"),
     "pid": ("1", 1.0, True, 0, -1),
@@ -354,6 +354,18 @@ async def test_connect_refuses_a_wrong_argument_and_sends_nothing(tmp_path: Path
                     async with qmpsnap.connect(**{"address": server.path, parameter: value}):
                         pass
         assert server.received == []
+
+
+@each("name", ["s", "@s", "tcp:s:1"])
+async def test_connect_takes_a_path_object_and_never_as_another_kind_of_address(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    async with serve(str(tmp_path / name)) as server:
+        with pytest.raises(CommandFailed, match="query-jobs"):  # it answers only the greeting
+            async with qmpsnap.connect(Path(name)):
+                pass
+        assert server.received != []
 
 
 async def test_launch_refuses_a_wrong_argument_and_starts_nothing(tmp_path: Path) -> None:
