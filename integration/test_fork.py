@@ -38,9 +38,13 @@ async def write(vm, pattern, offset, length):
     assert await vm.execute("human-monitor-command", {"command-line": line}) == ""
 
 
+async def generation(vm):
+    return (await vm.execute("query-vm-generation-id"))["guid"]
+
+
 @asynccontextmanager
 async def parent(qemu, active):
-    argv = [qemu.system, *CHEAP, *blockdev("vda", active)]
+    argv = [qemu.system, *CHEAP, *blockdev("vda", active), "-device", "vmgenid,guid=auto"]
     async with qmpsnap.launch([word for word in map(str, argv) if word != "-S"]) as vm:
         await vm.cont()
         yield vm
@@ -54,14 +58,15 @@ async def test_children_go_on_from_a_running_or_paused_machine_and_leave_nothing
         for runs in (True, False):
             if not runs:
                 await vm.stop()
-            files = []
+            files, generations = [], [await generation(vm)]
             async with vm.fork(3, directory=tmp_path if runs else None) as children:
                 assert children.standstill_s < SOON
                 async for child in children:
                     assert (await child.vm.status()).running
                     await write(child.vm, CHILD[0] + child.number, *CHILD[1:])
                     files.append((await child.vm.graph()).disks["vda"].active.file)
-                assert len({*files}) == 3
+                    generations.append(await generation(child.vm))
+                assert (len({*files}), len({*generations})) == (3, 4)
                 assert (await vm.status()).running is runs
                 await write(vm, 0xA3, 5 * MIB, 4 * KIB)
             assert (listing(tmp_path), (await vm.graph()).chains()) == (before, chains)

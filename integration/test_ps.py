@@ -97,7 +97,8 @@ async def test_who_is_in_the_way_is_named(qemu, machine, tmp_path):
             arguments = {"driver": "file", "node-name": "n", "filename": file}
             with pytest.raises(CommandFailed, match="lock") as caught:
                 await vm.execute("blockdev-add", {"driver": "qcow2", "node-name": "q", "file": arguments})
-        assert re.fullmatch(rf"process {first.process.pid} \(.*\) has {file} open", caught.value.hint)
+        held = rf"process {first.process.pid} \(.*\) has {file} open; repeat the command when that has ended"
+        assert re.fullmatch(held, caught.value.hint)
 
 
 CONFIGURATION = """[chardev "c"]

@@ -139,7 +139,7 @@ async def memory_of(vm: OneMachine) -> int:
     """Return the size of a guest's memory in bytes; refuse memory that a template cannot hold.
 
     Raises:
-        Unsupported: When it is an object with an id of its own, consists of several objects, or was extended
+        Unsupported: When it is an object with an id of its own, or in the objects of NUMA nodes, or was extended
             by plugged devices; when there is no guest.
 
     QAPI: qom-get (qom.json), query-memory-size-summary (machine.json).
@@ -148,7 +148,7 @@ async def memory_of(vm: OneMachine) -> int:
     found = str(await vm.execute("qom-get", {"path": "/machine", "property": "memory-backend"}))
     name = posixpath.basename(found)
     if name != RAM_ID:
-        where = f"the object {name!r}" if name else "in several objects"
+        where = f"the object {name!r}" if name else "in the objects of its NUMA nodes"
         raise Unsupported(
             f"no clone can have the guest's memory, which is {where}",
             feature="a clone of such memory",

@@ -1145,7 +1145,11 @@ class VM:
 
 
 Launcher = Callable[[Start], AbstractAsyncContextManager[VM]]
-"""Starts another QEMU of a machine, as the `Start` says; the QEMU ends with the block."""
+"""Starts another QEMU of a machine, as the `Start` says; the QEMU ends with the block.
+
+It has to end with our process, too, also if that is killed, as the QEMUs of `launch` do: one that survives
+keeps the layers open, and nothing can be merged into them meanwhile.
+"""
 
 Wake = Callable[[VM], Awaitable[None]]
 """Corrects clock, random seed and the like of a guest that runs again with the memory of a checkpoint."""

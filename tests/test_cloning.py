@@ -78,7 +78,7 @@ async def test_size_of_memory_that_a_clone_can_have_is_returned(backend: str) ->
     ("backend", "plugged", "said"),
     [
         ("/objects/mem", 0, "which is the object 'mem'"),
-        ("", 0, "which is in several objects"),
+        ("", 0, "which is in the objects of its NUMA nodes"),
         ("/objects/pc.ram", 128 << 20, "134217728 bytes of which are plugged in"),
     ],
 )

@@ -61,7 +61,8 @@ def _launcher(command: str) -> Launcher:
     try:
         return telling(qmpsnap.launcher_of(command), command)
     except BadArgument as error:
-        raise click.BadParameter(error.message, param_hint="--launcher") from error
+        reason = error.message.removeprefix(f"{error.parameter} is {error.value!r}: ")
+        raise click.BadParameter(reason, param_hint="--launcher") from error
 
 
 def telling(launcher: Launcher, command: str) -> Launcher:

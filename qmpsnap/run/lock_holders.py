@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 
 from qmpsnap.model.hints import hint_for, is_lock_refused
@@ -14,7 +14,7 @@ from qmpsnap.run.descriptors import image_files
 from qmpsnap.run.disk import in_thread
 from qmpsnap.run.holders import FileId, Holder, users
 
-_MOST = 3  # files that are named; a base image may be shared by many machines
+_MOST = 3  # processes, and files of each, that are named; a base image may be shared by many machines
 
 
 async def refusal_hint(description: str, arguments: Mapping[str, object], *, pid: int | None) -> str:
@@ -29,7 +29,7 @@ async def refusal_hint(description: str, arguments: Mapping[str, object], *, pid
     if pid is None or not is_lock_refused(description):
         return general
     named = await in_thread(partial(lock_holders, tuple(_file_names(arguments)), pid))
-    return named or general
+    return f"{named}; repeat the command when that has ended" if named else general
 
 
 def lock_holders(files: tuple[str, ...], pid: int | None) -> str:
@@ -43,9 +43,15 @@ def lock_holders(files: tuple[str, ...], pid: int | None) -> str:
     if not wanted and pid is not None:
         wanted = image_files(pid) or {}
     found = users(wanted, apart=(pid, os.getpid()))
-    named = [f"{holder} has {wanted[key]} open" for key, holder in found.items()]
-    more = f", and {len(named) - _MOST} more" if len(named) > _MOST else ""
-    return ", ".join(named[:_MOST]) + more
+    opened: dict[Holder, list[str]] = {}
+    for key, holder in found.items():
+        opened.setdefault(holder, []).append(wanted[key])
+    return _some([f"{holder} has {_some(names)} open" for holder, names in opened.items()])
+
+
+def _some(words: Sequence[str]) -> str:
+    more = f", and {len(words) - _MOST} more" if len(words) > _MOST else ""
+    return ", ".join(words[:_MOST]) + more
 
 
 def user_of(file: str) -> Holder:

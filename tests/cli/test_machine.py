@@ -73,6 +73,15 @@ def test_what_cannot_be_meant_is_a_usage_error(qmpsnap, chain, arguments):
     assert (ended.code, ended.out) == (2, "")
 
 
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [("/none/x", "'/none/x' does not exist"), ("", "give a command"), ("a 'b", "a shell could not read it")],
+)
+def test_launcher_that_cannot_be_called_is_named_by_its_option_alone(qmpsnap, chain, command, said):
+    ended = qmpsnap("-i", "vda=s1.qcow2", "--launcher", command, "chain")
+    assert f"Invalid value for --launcher: {said}" in ended.err
+
+
 @pytest.mark.parametrize("words", [("events",), ("qmp", "stop"), ("qmp", "stop", "-n")], ids=" ".join)
 def test_what_speaks_to_a_running_qemu_is_refused(qmpsnap, chain, words):
     ended = qmpsnap("-i", "vda=s1.qcow2", *words)

@@ -40,7 +40,7 @@ async def test_refusal_hint_names_the_process_that_has_the_file_open(tmp_path):
     with opening(file) as pid:
         hint = await refusal_hint(LOCK, arguments, pid=os.getpid())
         assert hint.startswith(f"process {pid} (python")
-        assert hint.endswith(f") has {file} open")
+        assert hint.endswith(f") has {file} open; repeat the command when that has ended")
         assert await refusal_hint("Permission denied", arguments, pid=1) == hint_for("Permission denied")
         assert await refusal_hint(LOCK, arguments, pid=None) == hint_for(LOCK)
     assert await refusal_hint(LOCK, arguments, pid=os.getpid()) == hint_for(LOCK)
@@ -50,10 +50,11 @@ def test_lock_holders_looks_at_all_images_of_the_process_when_no_file_is_named(t
     files = [str(tmp_path / name) for name in "abcde"]
     for name in "abcde":
         (tmp_path / name).touch()
-    with opening(*files) as mine, opening(*files[:4]) as other:
+    with opening(*files) as mine, opening(*files[:4]) as other, opening(files[4]) as third:
         found = lock_holders((), mine)
-        assert found.count(f"process {other} (") == 3
-        assert found.endswith("open, and 1 more")
+        assert (found.count(f"process {other} ("), found.count(f"process {third} (")) == (1, 1)
+        assert found.count(str(tmp_path)) == 4
+        assert ", and 1 more open" in found
         assert lock_holders((), 1 << 30) == ""
 
 
