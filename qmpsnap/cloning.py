@@ -139,8 +139,8 @@ async def memory_of(vm: OneMachine) -> int:
     """Return the size of a guest's memory in bytes; refuse memory that a template cannot hold.
 
     Raises:
-        Unsupported: When it is an object with an id of its own, or in the objects of NUMA nodes, or was extended
-            by plugged devices; when there is no guest.
+        Unsupported: When it is an object with an id of its own, is in the objects of NUMA nodes, or was
+            extended by plugged devices; when there is no guest.
 
     QAPI: qom-get (qom.json), query-memory-size-summary (machine.json).
     """
