@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import socket
 from contextlib import contextmanager
 
 import pytest
 
 from integration.known_images import KIB, MIB, content, overwritten
 from integration.machines import blockdev, listing, traced, wait_for
-from qmpsnap.errors import Busy, Changed, Refused, Unsupported
+from qmpsnap.errors import Busy, Changed, MigrationFailed, Refused, Unsupported
+from qmpsnap.plan.commands.migration import migrate_cancel
 from qmpsnap.plan.intent import (
     Checkpoint,
     Commit,
@@ -19,6 +21,7 @@ from qmpsnap.plan.intent import (
     Snapshot,
     Stream,
 )
+from qmpsnap.run import migration
 
 WRITE = (0xA1, 6 * MIB, 64 * KIB)
 LATER = (0xA2, 0, 64 * KIB)
@@ -121,3 +124,18 @@ async def test_a_qemu_that_waits_for_a_guest_leaves_its_disks_alone(images, mach
                 with traced(vm) as sent, pytest.raises(Unsupported, match="waits for VM state"):
                     await vm.run(await vm.plan(intent))
                 assert sent == []
+
+
+async def test_migration_that_is_waited_for_and_writes_no_more_is_given_up(machine, tmp_path, monkeypatch):
+    """As on QEMU 7.2, where no background snapshot is cancelled, if its file system takes no data."""
+    monkeypatch.setattr(migration, "_MOMENT", 1.0)
+    with socket.socket(socket.AF_UNIX) as reader, machine() as running:
+        reader.bind(str(tmp_path / "way"))
+        reader.listen()
+        running.qmp("migrate", uri=f"unix:{tmp_path / 'way'}")
+        wait_for(lambda: running.qmp("query-migrate").get("status") == "active", "the migration")
+        async with running.connect() as vm:
+            with pytest.raises(MigrationFailed, match="QEMU has written nothing for 1 s"):
+                await vm._target.perform(migrate_cancel("wait"))
+            await vm._target.perform(migrate_cancel("cancel"))
+        assert running.qmp("query-migrate")["status"] == "cancelled"

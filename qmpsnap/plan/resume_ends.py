@@ -13,7 +13,7 @@ from qmpsnap.model.step import Step
 from qmpsnap.plan.checks.disk import refuse_migrating
 from qmpsnap.plan.commands.block import blockdev_del
 from qmpsnap.plan.commands.jobs import await_job, job_dismiss
-from qmpsnap.plan.commands.migration import migrate_cancel, release_file
+from qmpsnap.plan.commands.migration import ending, migrate_cancel, release_file
 from qmpsnap.plan.commands.state import cont
 from qmpsnap.plan.ownership import ran_here
 from qmpsnap.plan.recorded_steps import free, same_qemu
@@ -56,10 +56,8 @@ def _ends_migration(record: IntentRecord, scene: GuestScene) -> tuple[Step, ...]
     if state is None or not passed or not same_qemu(record, scene):
         return ()
     way = way_of(machine)
-    background = state.mode == "background"
-    wait = background and way == "fd"
-    cancel = (migrate_cancel(wait=wait, background=background),) if machine.migrating else ()
-    return (*cancel, release_file(file_number(record.id[-8:]), way))
+    end = migrate_cancel(ending(way, background=state.mode == "background"))
+    return (*((end,) if machine.migrating else ()), release_file(file_number(record.id[-8:]), way))
 
 
 def _resume_guest(record: IntentRecord, scene: GuestScene) -> tuple[Step, ...]:

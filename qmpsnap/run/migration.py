@@ -17,7 +17,8 @@ from qmpsnap.model.machine import FOR_A_LOAD
 from qmpsnap.model.parse_machine import AddfdInfo, MigrationEvent, MigrationInfo
 from qmpsnap.model.qapi import heard, read
 from qmpsnap.model.step import Step
-from qmpsnap.plan.commands.migration import Until
+from qmpsnap.model.units import size
+from qmpsnap.plan.commands.migration import Ending, Until
 from qmpsnap.run.cleanup import Created
 from qmpsnap.run.disk import in_thread
 from qmpsnap.run.lock_holders import user_of
@@ -178,10 +179,24 @@ class Migrations:
         descriptor 0 (10.0 and 11.1). The next file that QEMU opens gets that number, and the next such
         snapshot closes it, be it a disk. So none is cancelled before its first page is written, and if one
         has failed before that, the number is taken at once.
+
+        Raises:
+            MigrationFailed: When it does not end, and writes no more.
         """
+        ending: Ending = step.detail["ending"]
         if (now := await self.status()).status not in _OVER:
-            now = await self._stop(step)
-        if now.status in _FAILED and step.detail["background"] and not step.detail["wait"]:
+            match ending:
+                case "cancel":
+                    await self._session.change(step.command, step.arguments)
+                case "cancel-later":
+                    await self._begun()
+                    await self._session.change(step.command, step.arguments)
+                case "wait":
+                    pass
+                case _:
+                    assert_never(ending)
+            now = await self._until_over(cancelled=ending != "wait")
+        if now.status in _FAILED and ending == "cancel-later":
             await self._take_stdin()
         await self._until_state(lambda now: now != "finish-migrate")  # `cont` is refused before
 
@@ -207,15 +222,24 @@ class Migrations:
         finally:
             os.close(descriptor)
 
-    async def _stop(self, step: Step) -> MigrationInfo:
-        if not step.detail["wait"]:
-            if step.detail["background"]:
-                await self._begun()
-            await self._session.change(step.command, step.arguments)
-        changed, limit = self._changed, time.monotonic() + _MOMENT
+    async def _until_over(self, *, cancelled: bool) -> MigrationInfo:
+        """Wait until it has ended, as long as it goes on: what writes to the file may block without a limit.
+
+        Also once it is `cancelled`: QEMU ends it when that write returns.
+        """
+        changed, seen, limit = self._changed, MigrationInfo(), 0.0
         while (now := await self.status()).status not in _OVER:
-            if now.status == "setup" and time.monotonic() > limit:
-                raise _stuck("QEMU does not cancel the migration", now.status)
+            if (now.status, now.ram) != (seen.status, seen.ram):
+                seen, limit = now, time.monotonic() + _MOMENT
+            if time.monotonic() > limit:
+                verb = "stop" if cancelled else "end"
+                raise MigrationFailed(
+                    f"the migration of the guest's memory does not {verb}: QEMU has written nothing for "
+                    f"{_MOMENT:g} s ({now.status}, {size(now.ram.remaining)} remaining)",
+                    error="it does not end",
+                    hint="see why the file system of its file takes no data (it is frozen, or its server "
+                    "does not answer): QEMU goes on when it does; qmpsnap jobs then shows what finishes this",
+                )
             changed = await self._next(changed, _AGAIN)
         self._ended = time.monotonic()
         return now

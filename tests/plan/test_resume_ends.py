@@ -54,7 +54,7 @@ def test_resume_stops_a_background_snapshot_as_one(mode: FileMode) -> None:
     record = replace(plan.record, directory=plan.steps[0].arguments["directory"])
     rest = rested(record, ONE, files_of(record, ONE, partial=True), migration="active")
     (cancel,) = (step for step in rest.steps if step.command == "migrate_cancel")
-    assert cancel.detail["background"] is (mode == "background")
+    assert cancel.detail["ending"] == ("cancel-later" if mode == "background" else "cancel")
 
 
 @each(

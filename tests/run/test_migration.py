@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import time
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Literal
 
 import anyio
@@ -13,6 +15,7 @@ import pytest
 
 from qmpsnap.errors import CommandFailed, InvalidTarget, LinkLost, MigrationFailed
 from qmpsnap.plan.commands.migration import (
+    Ending,
     await_closed,
     await_migration,
     migrate,
@@ -383,23 +386,29 @@ async def test_cancel_returns_once_it_has_stopped(server: QmpServer) -> None:
     server.answer("migrate_cancel", Return(), Emit("MIGRATION", status("cancelling")))
     says(server, "paused")
     async with migrations(server) as moving:
-        cancelling = asyncio.create_task(perform(moving, migrate_cancel()))
+        cancelling = asyncio.create_task(perform(moving, migrate_cancel("cancel")))
         await server.wait_for("query-migrate", count=2)
         server.emit(Emit("MIGRATION", status("cancelled")))
         await cancelling
     assert server.commands.count("migrate_cancel") == 1
 
 
-@pytest.mark.parametrize("background", [False, True])
-@pytest.mark.parametrize("over", [{}, status("completed"), status("failed"), status("cancelled")], ids=str)
+@pytest.mark.parametrize(
+    ("ending", "over"),
+    [
+        *itertools.product(["cancel", "wait"], [{}, *map(status, ["completed", "failed", "cancelled"])]),
+        ("cancel-later", {}),
+        ("cancel-later", status("completed")),
+    ],
+    ids=str,
+)
 async def test_cancel_does_nothing_when_it_is_over(
-    server: QmpServer, over: dict[str, object], background: bool
+    server: QmpServer, ending: Ending, over: dict[str, object]
 ) -> None:
     looks(server, over)
     says(server, "finish-migrate", "paused")  # `cont` would be refused before
-    wait = background and over in (status("failed"), status("cancelled"))  # 7.2 closes nothing
     async with migrations(server) as moving:
-        await perform(moving, migrate_cancel(wait=wait, background=background))
+        await perform(moving, migrate_cancel(ending))
     assert server.commands == ["query-migrate", "query-status", "query-status"]
 
 
@@ -412,8 +421,8 @@ async def test_cancel_takes_a_free_descriptor_0_after_a_failure(
     says(server, "paused")
     numbers(server, number)
     async with migrations(server) as moving:
-        await perform(moving, migrate_cancel(background=True))
-        await perform(moving, migrate_cancel(background=True))
+        await perform(moving, migrate_cancel("cancel-later"))
+        await perform(moving, migrate_cancel("cancel-later"))
     once = ["query-migrate", "add-fd", "remove-fd", *kept, "query-status"]
     assert server.commands == once * 2
     sent = [(each["execute"], each.get("arguments")) for each in server.received]
@@ -427,7 +436,7 @@ async def test_cancel_does_not_fail_where_qemu_takes_no_descriptor(server: QmpSe
     says(server, "paused")
     server.answer("add-fd", Fail("GenericError", "No file descriptor supplied via SCM_RIGHTS"))
     async with migrations(server) as moving:
-        await perform(moving, migrate_cancel(background=True))
+        await perform(moving, migrate_cancel("cancel-later"))
     assert server.commands == ["query-migrate", "add-fd", "query-status"]
 
 
@@ -438,7 +447,7 @@ async def test_cancel_does_not_fail_where_no_descriptor_can_be_opened(
     looks(server, status("failed"))
     says(server, "paused")
     async with migrations(server) as moving:
-        await perform(moving, migrate_cancel(background=True))
+        await perform(moving, migrate_cancel("cancel-later"))
     assert server.commands == ["query-migrate", "query-status"]
 
 
@@ -449,7 +458,7 @@ async def test_cancel_waits_for_the_first_page(server: QmpServer) -> None:
     says(server, "paused")
     server.answer("migrate_cancel", Return())
     async with migrations(server) as moving:
-        await perform(moving, migrate_cancel(background=True))
+        await perform(moving, migrate_cancel("cancel-later"))
     assert server.commands == [*["query-migrate"] * 5, "migrate_cancel", "query-migrate", "query-status"]
 
 
@@ -461,7 +470,7 @@ async def test_cancel_does_not_wait_for_the_first_page_for_ever(
     says(server, "paused")
     server.answer("migrate_cancel", Return(), Emit("MIGRATION", status("completed")))
     async with migrations(server) as moving:
-        cancelling = asyncio.create_task(perform(moving, migrate_cancel(background=True)))
+        cancelling = asyncio.create_task(perform(moving, migrate_cancel("cancel-later")))
         with anyio.fail_after(SOON):
             await server.wait_for("migrate_cancel")
         looks(server, status("completed"))
@@ -473,8 +482,50 @@ async def test_cancel_waits_instead_where_qemu_would_hang_the_guest(server: QmpS
     looks(server, ACTIVE, answers, status("completed"))
     says(server, "running")
     async with migrations(server) as moving:
-        await perform(moving, migrate_cancel(wait=True))
+        await perform(moving, migrate_cancel("wait"))
     assert "migrate_cancel" not in server.commands
+
+
+def written(pages: int, state: str = "active") -> dict[str, object]:
+    return {
+        "status": state,
+        "ram": {"total": 1 << 20, "remaining": (1 << 20) - 4096 * pages, "normal": pages},
+    }
+
+
+@pytest.mark.parametrize(
+    ("ending", "state", "verb"), [("wait", "active", "end"), ("cancel-later", "cancelling", "stop")]
+)
+async def test_cancel_gives_up_when_qemu_writes_no_more(
+    server: QmpServer, monkeypatch: pytest.MonkeyPatch, ending: Ending, state: str, verb: str
+) -> None:
+    """A file system that takes no data blocks QEMU's write, also once the migration is cancelled."""
+    monkeypatch.setattr(migration, "_MOMENT", 0.02)
+    looks(server, *[written(192)] * 2, written(192, state))
+    server.answer("migrate_cancel", Return())
+    async with migrations(server) as moving:
+        with anyio.fail_after(SOON), pytest.raises(MigrationFailed) as caught:
+            await perform(moving, migrate_cancel(ending))
+    assert caught.value.message == (
+        f"the migration of the guest's memory does not {verb}: QEMU has written nothing for 0.02 s "
+        f"({state}, 256 KiB remaining)"
+    )
+    assert "takes no data" in caught.value.hint
+    assert "query-status" not in server.commands
+
+
+async def test_cancel_waits_as_long_as_qemu_writes(
+    server: QmpServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(migration, "_MOMENT", 60.0)
+    monkeypatch.setattr(migration, "_AGAIN", 0.001)
+    clock = itertools.count(step=50)
+    monkeypatch.setattr(migration, "time", SimpleNamespace(monotonic=lambda: float(next(clock))))
+    looks(server, *(written(pages) for pages in range(20)), status("completed"))
+    says(server, "running")
+    async with migrations(server) as moving:
+        await perform(moving, migrate_cancel("wait"))
+    assert server.commands.count("query-migrate") == 21
 
 
 async def test_progress_tells_how_much_has_moved_until_all_has(server: QmpServer) -> None:

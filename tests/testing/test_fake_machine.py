@@ -72,9 +72,9 @@ def test_fake_machine_knows_which_files_it_was_given() -> None:
 def test_fake_machine_says_how_the_last_migration_ended() -> None:
     assert after().now.migration == "none"
     assert after(migrate("file:/m")).now.migration == "completed"
-    assert after(migrate("file:/m"), migrate_cancel()).now.migration == "completed"
+    assert after(migrate("file:/m"), migrate_cancel("cancel")).now.migration == "completed"
     machine = FakeMachine(a_machine(ONE, migration="active"))
-    machine.perform(migrate_cancel())
+    machine.perform(migrate_cancel("cancel"))
     assert machine.now.migration == "cancelled"
 
 

@@ -27,6 +27,23 @@ Until = Literal["settled", "writing", "saved", "kept", "loaded"]
     loaded      all is read
 """
 
+Ending = Literal["cancel", "cancel-later", "wait"]
+"""How a migration that writes is ended early.
+
+    cancel        it is cancelled
+    cancel-later  a background snapshot: it is cancelled once its first page is written, since QEMU 10.0 and
+                  11.1 close their descriptor 0, whatever that is, when one ends before
+    wait          a background snapshot on QEMU 7.2: its end is waited for, since a guest that is running
+                  hangs for good when one is cancelled
+"""
+
+
+def ending(way: Way, *, background: bool) -> Ending:
+    """How a migration is ended early; QEMU 7.2 is the one that gets no file but by its descriptor."""
+    if not background:
+        return "cancel"
+    return "wait" if way == "fd" else "cancel-later"
+
 
 def set_capabilities(values: Mapping[str, bool], old: Mapping[str, bool]) -> Step:
     """Set migration capabilities, and back to `old` on rollback. QAPI: migrate-set-capabilities."""
@@ -88,10 +105,15 @@ def uri(number: int, way: Way) -> str:
     return f"fd:qmpsnap-{number}" if way == "fd" else f"file:/dev/fdset/{number}"
 
 
-def migrate(to: str, *, may_stop: bool = True, background: bool = False) -> Step:
+def migrate(to: str, *, ending: Ending = "cancel") -> Step:
     """Begin to write VM state to a file. QAPI: migrate."""
-    undo = (migrate_cancel(wait=not may_stop, background=background),)
-    return Step(on="qmp", command="migrate", arguments=Frozen(uri=to), undo=undo, pauses=True)
+    return Step(
+        on="qmp",
+        command="migrate",
+        arguments=Frozen(uri=to),
+        undo=(migrate_cancel(ending),),
+        pauses=True,
+    )
 
 
 def migrate_incoming(source: str) -> Step:
@@ -106,15 +128,9 @@ def migrate_incoming(source: str) -> Step:
     )
 
 
-def migrate_cancel(*, wait: bool = False, background: bool = False) -> Step:
-    """Stop a migration, and return once it has stopped. QAPI: migrate_cancel.
-
-    Args:
-        wait: Wait for its end instead: QEMU 7.2 hangs a guest that is running meanwhile.
-        background: It is a background snapshot. One that ends before its first page is written makes QEMU
-            10.0 and 11.1 close their descriptor 0, whatever that is, so it is stopped after that.
-    """
-    return Step(on="qmp", command="migrate_cancel", detail=Frozen(wait=wait, background=background))
+def migrate_cancel(ending: Ending) -> Step:
+    """End a migration that writes, and return once it has ended. QAPI: migrate_cancel."""
+    return Step(on="qmp", command="migrate_cancel", detail=Frozen(ending=ending))
 
 
 def await_migration(until: Until, *, may_stop: bool = True) -> Step:

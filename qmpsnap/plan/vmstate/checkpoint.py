@@ -166,7 +166,7 @@ def _stream(
 ) -> tuple[Stage, ...]:
     """A stream, for a new QEMU."""
     machine, background = scene.machine, passage.background
-    save = migrate(passage.uri, may_stop=passage.may_stop, background=background)
+    save = migrate(passage.uri, ending=passage.ending)
     take = snapshot_sync(new.overlays)
     pause, go_on = _around(new, scene)
     steps: tuple[Step, ...]

@@ -20,8 +20,10 @@ from qmpsnap.plan.checks.disk import refuse_migrating
 from qmpsnap.plan.checks.place import beside_active, refuse_there, usable_directory
 from qmpsnap.plan.commands.files import reserve_memory
 from qmpsnap.plan.commands.migration import (
+    Ending,
     Way,
     await_migration,
+    ending,
     pass_file,
     set_capabilities,
     set_parameters,
@@ -266,9 +268,14 @@ class Passage:
         return "fd" if self.fifo else way_of(self.machine)
 
     @property
+    def ending(self) -> Ending:
+        """How the migration is ended early."""
+        return ending(self.way, background=self.background)
+
+    @property
     def may_stop(self) -> bool:
-        """Whether it can be cancelled: QEMU 7.2, which gets a descriptor alone, would hang the guest."""
-        return not self.background or self.way == "fdset"
+        """Whether it can be cancelled."""
+        return self.ending != "wait"
 
     @property
     def need_bytes(self) -> int:

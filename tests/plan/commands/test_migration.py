@@ -3,9 +3,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from qmpsnap.plan.commands.migration import (
+    Ending,
     Way,
     await_closed,
     await_migration,
+    ending,
     migrate,
     migrate_cancel,
     migrate_incoming,
@@ -84,23 +86,26 @@ def test_a_fifo_that_is_passed_is_told_from_a_file() -> None:
     assert step.detail == {"file": "/m", "number": 7, "write": False, "inode": 0, "fifo": True}
 
 
-@each("may_stop", [True, False])
-def test_a_migration_that_hangs_the_guest_when_it_is_cancelled_is_waited_for_instead(
-    *, may_stop: bool
+@each(
+    ("way", "background", "expected"),
+    [
+        ("fd", False, "cancel"),
+        ("fdset", False, "cancel"),
+        ("fd", True, "wait"),
+        ("fdset", True, "cancel-later"),
+    ],
+)
+def test_a_migration_is_ended_early_in_the_way_that_its_qemu_bears(
+    way: Way, expected: Ending, *, background: bool
 ) -> None:
-    step = migrate("fd:qmpsnap-7", may_stop=may_stop)
+    how = ending(way, background=background)
+    step = migrate("fd:qmpsnap-7", ending=how)
     assert (step.on, step.command, step.arguments) == ("qmp", "migrate", {"uri": "fd:qmpsnap-7"})
     (cancel,) = step.undo
-    assert (flags(step), cancel) == ("pauses", migrate_cancel(wait=not may_stop))
+    assert (flags(step), cancel) == ("pauses", migrate_cancel(how))
     assert (cancel.on, cancel.command, cancel.arguments) == ("qmp", "migrate_cancel", {})
-    assert cancel.detail == {"wait": not may_stop, "background": False}
+    assert cancel.detail == {"ending": expected}
     assert (flags(cancel), cancel.undo) == ("", ())
-
-
-def test_a_background_snapshot_is_cancelled_as_one() -> None:
-    (cancel,) = migrate("file:/dev/fdset/7", background=True).undo
-    assert cancel == migrate_cancel(background=True)
-    assert cancel.detail == {"wait": False, "background": True}
 
 
 def test_memory_that_comes_in_is_rolled_back_by_nothing() -> None:
