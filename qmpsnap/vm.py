@@ -74,11 +74,11 @@ class VM:
     """One machine.
 
     Methods that change something read the graph, plan, run, and read the graph again. Operations on disks
-    that have nothing in common run side by side. Two operations on the same disk do not, and one that saves
-    the guest's memory, deletes or reverts needs the whole machine. A call waits for a short operation in its
-    way; if it is a stream, commit or mirror, it is refused with Busy, or waits with `wait=True`. A cancelled
-    call awaits what was sent, then rolls back or finishes as its docstring says, in at most 30 s; the next
-    call on the same VM works.
+    that have nothing in common run side by side. Two operations on the same disk do not. An operation that
+    saves the guest's memory, deletes a snapshot or reverts needs the whole machine. A call waits for a short
+    operation that is in its way. If a stream, a commit or a mirror is in its way, the call raises Busy, or
+    waits with `wait=True`. A cancelled call awaits the reply to what was sent, and then rolls back or
+    finishes, as its docstring says. That takes at most 30 s, and the next call on the same VM works.
 
     Arguments are checked before anything is sent: a wrong word, type, path or number is a `BadArgument`,
     which is also a ValueError. These have the same meaning in every method:
@@ -143,7 +143,7 @@ class VM:
         """Draw the disks as they are now, with filters, jobs, and layers that a commit wrote into.
 
         Args:
-            disks: The disks to show, by any of their names; none: all, and the jobs of no known disk.
+            disks: The disks to show, by any of their names; none: all, and the jobs whose disk is not known.
 
         Raises:
             BadArgument: When `disks` is not a sequence of names.
@@ -382,10 +382,10 @@ class VM:
     ) -> Done:
         """Put new overlays on disks, or take a snapshot inside them, all at one instant, on a running guest.
 
-        After success each disk writes to its overlay, and the layer beneath holds the snapshot; inside, each
-        image holds it under its name, and no chain has changed. After a failure no node and no file of ours
-        is left, and no image holds it. Cancelled before the transaction was sent, nothing is left; cancelled
-        after it, the snapshot is complete.
+        After success each disk writes to its overlay, and the layer beneath holds the snapshot. With `inside`
+        each image holds it under its name, and no chain has changed. After a failure no node and no file of
+        ours is left, and no image holds it. A call that is cancelled before the transaction is sent leaves
+        nothing; one that is cancelled later completes the snapshot.
 
         Args:
             name: The snapshot's name.
@@ -397,9 +397,9 @@ class VM:
             inside: Whether it is taken inside the active layers, which must be qcow2; without files.
 
         Raises:
-            TargetExists: When an overlay's file exists; inside, when a snapshot has the name.
+            TargetExists: When an overlay's file exists; with `inside`, when a snapshot has the name.
             InvalidTarget: When it cannot be created there, or does not fit.
-            Unsupported: Inside, when a disk is not a qcow2 image, or is read-only or empty.
+            Unsupported: With `inside`, when a disk is not a qcow2 image, or is read-only or empty.
             Busy: When a job holds one of the chains.
             BadName: When the name is outside the grammar.
             NotFound, AmbiguousName: When there is no such disk, or more than one.
@@ -426,8 +426,8 @@ class VM:
     ) -> Done:
         """Copy backing data up into a layer, so that the layers in between are no longer needed.
 
-        After success the layers in between are still valid files. Failed or cancelled, the chain is
-        unchanged; what was copied stays in the layer and reads the same.
+        After success the layers in between are still valid files. After a failure or a cancellation the chain
+        is unchanged; what was copied stays in the layer, which reads the same.
 
         Args:
             disk: The disk in any spelling.
@@ -465,8 +465,9 @@ class VM:
         """Merge the layers from top down to just above base into base.
 
         On success the chain no longer holds them; their files are renamed to FILE.invalid, because they no
-        longer hold their snapshots. On failure or cancel before the pivot the guest's data is unchanged, no
-        job is left, and the base is invalid, with every layer that reads through it: `.invalid` names them.
+        longer hold their snapshots. After a failure, or a cancellation before the pivot, the guest's data is
+        unchanged and no job is left. But the base is invalid, and so is every layer that reads through it:
+        `.invalid` names them.
 
         Args:
             disk: The disk in any spelling.
@@ -524,8 +525,8 @@ class VM:
         """Copy a disk elsewhere while the guest writes; then pivot to the copy, or leave it there.
 
         After a pivot the disk writes to the copy. After "finish" the copy holds the disk as of the end of the
-        call. Failed or cancelled before the pivot, the chain is unchanged, and a target that we created is
-        removed.
+        call. After a failure, or a cancellation before the pivot, the chain is unchanged, and a target that
+        we created is removed.
 
         Args:
             disk: The disk in any spelling.
@@ -729,12 +730,14 @@ class VM:
         After success the layers beneath hold the disks, the file holds the memory, and both are listed as one
         snapshot. A running guest keeps running, a paused one stays paused. After a failure nothing is listed
         and no file of ours is left, except for overlays that were put on before the failure ("background"
-        writes its memory after them): they stay, because the guest writes to them, and `.left` names each,
-        with the commit that merges it. Cancelled, it is rolled back in the same way, with these exceptions:
-        "in-place" is finished once the memory is being written, and so is "background" once its overlays are
-        there, where QEMU's migration cannot be stopped (7.2; a later one is stopped, and the overlays stay,
-        which the log and the notes of the CancelledError name).
-        Cancelled while its store is made, a checkpoint is complete, and reverts in a new QEMU.
+        writes its memory after them). These stay, because the guest writes to them, and `.left` names each,
+        with the commit that merges it.
+
+        A cancelled checkpoint is rolled back in the same way, with two exceptions. "in-place" is finished
+        once its memory is being written. "background" is finished once its overlays are there, if QEMU cannot
+        stop the migration (7.2); a later QEMU stops it, and the overlays stay, which the log and the notes of
+        the CancelledError name. If the call is cancelled while the store is made, the checkpoint is complete,
+        and reverts in a new QEMU.
 
         Args:
             name: The checkpoint's name.
@@ -782,9 +785,8 @@ class VM:
         its guest never runs. This machine is not changed: its guest keeps running, or stays paused.
 
         After a failure the checkpoint is as before, and no file is left. The same holds if the call is
-        cancelled before the helper begins to write the store; cancelled later, the store is finished. If our
-        process is killed, the checkpoint is as before, or has its store; the next call removes what is
-        left.
+        cancelled before the helper begins to write the store. After that the store is finished. If our
+        process is killed, the checkpoint is as before, or has its store; the next call removes what is left.
 
         Args:
             name: The checkpoint's name.
@@ -825,23 +827,25 @@ class VM:
 
         - `into` "in-place" reverts this machine. After reverting to a checkpoint (in place or internal)
           memory and disks are as they were; after reverting to an external snapshot of disks alone the guest
-          is reset (a QEMU started with -no-reboot ends). A running guest runs again, as does one that
-          a failed load has paused; another paused one stays paused; after a reset its state is prelaunch.
+          is reset (a QEMU started with -no-reboot ends). A guest that ran runs again, as does one that a
+          failed load has paused. Any other paused guest stays paused; after a reset its run state is
+          prelaunch.
         - `into` "new" leaves this machine running, and creates overlays for a new QEMU to start from:
           `.prepared` has the overlay of each disk, `.memory` the file to load, or "".
-        - `into` "incoming" loads the memory into this QEMU, which was started with `-S -incoming defer` on
-          such overlays; with `-S` alone, if the memory is in a store ("in-place"). After success the guest is
-          as it was, and runs if it ran then; after a failed load QEMU has ended, or is paused, and the
-          overlays are unchanged. `reverted` does this and the step before.
+        - `into` "incoming" loads the memory into this QEMU, which was started on such overlays with `-S
+          -incoming defer`, or with `-S` alone if the memory is in a store ("in-place"). After success the
+          guest is as it was, and runs if it ran then. After a failed load QEMU has ended, or its guest is
+          paused, and the overlays are unchanged. `reverted` does this and the step before.
 
         With the machine off (`offline`), "in-place" does for an external snapshot the same as "new". For an
         internal snapshot the images themselves are reverted, all or none of them, and no memory is loaded.
 
-        In place, the disks of an external snapshot write to new overlays on the layers that hold it, and what
-        was written since is kept in the previous overlays; with an internal snapshot it is lost. After a
-        failure before the memory was touched everything is as before. After any other failure the guest is
-        paused, its disks are reverted and its memory cannot be trusted: `changed` is YES. Cancelled once a
-        disk was moved, or the load was sent, it is finished; before that, nothing is changed.
+        In place, the disks of an external snapshot write to new overlays on the layers that hold it, and the
+        previous overlays keep what was written since. With an internal snapshot that is lost. After a failure
+        before the memory was touched everything is as before. After any other failure the guest is paused,
+        its disks are reverted and its memory cannot be trusted: `changed` is YES. A call that is cancelled
+        before the first disk is moved and before the load is sent changes nothing; one that is cancelled
+        later finishes the revert.
 
         Args:
             name: The snapshot's name.
@@ -936,9 +940,10 @@ class VM:
             TargetExists: When the directory exists, or a snapshot has the name.
             InvalidTarget: When the directory cannot be created, or there is too little space.
             NotFound: When no checkpoint is called `of`.
-            Unsupported: When the guest's memory cannot be saved, is inside the images, or is an object with
-                another id than "pc.ram"; when a layer is encrypted or not a file; when the machine is the
-                child of a fork, unless each disk was moved by `mirror` to a file that stays.
+            Unsupported: When the guest's memory cannot be saved, is inside the images, is an object with
+                another id than "pc.ram", is in the objects of NUMA nodes, or was extended by plugged devices;
+                when a layer is encrypted or not a file; when the machine is the child of a fork, unless each
+                disk was moved by `mirror` to a file that stays.
             MachineDiffers: When the launcher starts another machine; `.differences` names how.
             Refused, TargetError: As `checkpoint` and the launcher do.
         """
@@ -971,11 +976,11 @@ class VM:
         the others run.
 
         At the end of the block all children end, and everything that was made for them is removed. The
-        overlay that this machine's disks got is merged back, so that they write to the files of before; where
-        that is not possible, because the machine has ended for instance, the checkpoint stays: its name
-        begins with `fork-`. The same is done after a failure or a cancellation, also of the
-        checkpoint itself; if the checkpoint then stays, the error's `.left` names it, and a cancellation
-        becomes an `Interrupted` that does.
+        overlays that this machine's disks got are merged back, so that they write to the same files as before
+        the fork. Where that is not possible, for instance because the machine has ended, the checkpoint
+        stays; its name begins with `fork-`. All this is also done after a failure or a cancellation, even
+        while the checkpoint is taken. If the checkpoint then stays, the error's `.left` names it; a
+        cancellation becomes an `Interrupted` that does.
 
         Args:
             count: How many, 1 or more.
@@ -993,7 +998,7 @@ class VM:
         Raises:
             NotFound: When no checkpoint is called `of`.
             InvalidTarget: When there is too little space.
-            Unsupported: As `freeze_template`, and when there is no guest.
+            Unsupported: As for `freeze_template`, and when there is no guest.
             Refused, TargetError: As `checkpoint` and the launcher do, before the first child.
             Incomplete: At the end of the block, when the checkpoint stays and the block has raised nothing;
                 it names the files that the machine is to be started from.
@@ -1017,8 +1022,9 @@ class VM:
     ) -> Done:
         """Save VM state to a file; the guest stays paused, so that its disks keep matching it.
 
-        After a failure, and when cancelled while the memory is written, a running guest keeps running and no
-        file of ours is left. Cancelled after that, it is complete: the file exists, and the guest is paused.
+        After a failure, or a cancellation while the memory is written, a running guest keeps running and no
+        file of ours is left. A call that is cancelled later is completed: the file exists, and the guest is
+        paused.
 
         Args:
             file: The file to create.
@@ -1122,8 +1128,8 @@ class VM:
 
         It is sent at once, even during an operation, and nothing is checked before or after. What it changes
         is neither recorded nor rolled back, and an operation whose chains it has changed ends in
-        GraphMismatch. Cancelled before it is sent, nothing is sent; after that its reply is awaited for at
-        most 30 s. `query-...` commands change nothing, and are not awaited.
+        GraphMismatch. If the call is cancelled before the command is sent, it is not sent; after that its
+        reply is awaited for at most 30 s. `query-...` commands change nothing, and are not awaited.
 
         With `human-monitor-command` QEMU returns the human monitor's answer as text. Its errors are text,
         too: no exception is raised for them.

@@ -31,7 +31,7 @@ _AFTER_CANCEL = 30.0  # seconds
 
 
 class Group:
-    """Several machines of which moments are taken at one instant.
+    """Several machines, of which snapshots and checkpoints are taken at one instant.
 
     A paused guest takes part, and stays paused. An operation is planned for all machines first: if it is
     refused for one, nothing is changed on any. The errors are those of `VM`; the message begins with the
@@ -64,8 +64,8 @@ class Group:
     async def moments(self) -> tuple[GroupMoment, ...]:
         """List the moments of groups that these machines have, the oldest first.
 
-        A moment that is not `complete` was taken of other machines, too, or its operation was interrupted, or
-        it was deleted on some of them.
+        A moment is a snapshot or checkpoint of the group. It is not `complete` if it was taken of other
+        machines, too, if its operation was interrupted, or if it was deleted on some of them.
         """
         return join(await self._each(_moments))
 
@@ -102,10 +102,10 @@ class Group:
     async def run(self, plans: Mapping[str, Plan]) -> GroupDone:
         """Run the plans that `plan` made, together.
 
-        Snapshots and checkpoints are all or nothing: after a failure or a cancellation the machines that have
-        a complete moment delete it again, while their guests run. A revert is rolled back if no disk has
-        moved yet; else each machine is reverted, or in the state that its error describes. A deletion that
-        failed can be repeated.
+        Snapshots and checkpoints are taken of all machines or of none. After a failure or a cancellation the
+        machines that have completed theirs delete it again, while their guests run. A revert is rolled back
+        if no disk has moved yet. Later, each machine is reverted, or in the state that its error describes. A
+        deletion that failed can be repeated.
 
         Raises:
             BadArgument: When the plans are not those of this group.
