@@ -39,6 +39,29 @@ async def test_launch_with_a_bad_argument_has_qemu_s_words_its_status_and_the_na
     assert words in caught.value.message
 
 
+MEMORY = ("-object", "memory-backend-ram,id=pc.ram,size=64M")
+JSON_MEMORY = ("-object", '{{"qom-type":"memory-backend-ram","id":"pc.ram","size":67108864}}')
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        ((*MEMORY, *MEMORY), "leave out the machine's own memory object"),
+        ((*MEMORY, *JSON_MEMORY), "leave out the machine's own memory object"),
+        (("-qmp", "tcp:127.0.0.1:{},server=on,wait=off"), "another process has that address"),
+        (("-nic", "user,hostfwd=tcp:127.0.0.1:{}-:22"), "another process has that address"),
+    ],
+    ids=["memory", "JSON", "monitor", "port"],
+)
+async def test_launch_of_what_another_qemu_has_already_says_what_to_do(qemu, arguments, hint):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        words = [word.format(taken.getsockname()[1]) for word in arguments]
+        with pytest.raises(qmpsnap.ConnectFailed) as caught:
+            async with qmpsnap.launch([qemu.system, *CHEAP, *words]):
+                pass
+    assert hint in caught.value.hint
+
+
 async def test_lost_link_of_a_child_says_how_it_ended(qemu, tmp_path):
     disk = qemu.create(tmp_path / "vda.qcow2")
     async with qmpsnap.launch([qemu.system, *CHEAP, *blockdev("vda", disk)], name="vm1") as vm:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import anyio
 
+from qmpsnap.errors import NotFound
 from qmpsnap.model.start import Start
 from qmpsnap.one_machine import M, OneMachine, Starter
 from qmpsnap.plan.intent import Revert
+from qmpsnap.plan.vmstate.load import refuse_other_images
 from qmpsnap.run.executor import Executor
 from qmpsnap.store import has_store
 from qmpsnap.waking import ENDED, Waker, woken
@@ -40,7 +43,11 @@ async def reverted_in_new(
         async with launcher(
             Start(disks=done.prepared, nodes=plan.nodes, incoming=not stored, paused=True)
         ) as new:
-            await new.do(Revert(name, into="incoming"))
+            try:
+                await new.do(Revert(name, into="incoming"))
+            except NotFound:  # the records are found by the layers
+                refuse_other_images(await new.graph(), done.prepared, same=operator.eq)
+                raise
             loaded = True
             await woken(new, wake, what=f"the revert to {name!r}", hint=ENDED)
             yield new

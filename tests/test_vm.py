@@ -12,6 +12,7 @@ from msgspec.structs import replace
 
 from qmpsnap.errors import LinkLost, MachineDiffers, MigrationFailed, NotFound, QmpsnapError, Unsupported
 from qmpsnap.run.target import guest_of
+from qmpsnap.testing.drawing import chain, graph
 from qmpsnap.testing.fake import FakeTarget
 from qmpsnap.testing.fake_images import FakeImages
 from qmpsnap.testing.fake_machine import a_machine
@@ -151,6 +152,25 @@ async def test_reverted_removes_the_overlays_when_it_is_cancelled_while_qemu_sta
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
+    assert old.files.names == before
+
+
+async def test_reverted_tells_a_launcher_that_starts_from_other_images_which_they_are(
+    old: FakeTarget,
+) -> None:
+    before = old.files.names
+
+    @asynccontextmanager
+    async def launch(_: Start) -> AsyncIterator[VM]:
+        others = graph(chain("z*"))
+        yield vm_of(FakeTarget(others, commands=COMMON, machine=waiting(a_machine(others))))
+
+    with pytest.raises(MachineDiffers, match="did not use the images that it was given") as caught:
+        async with vm_of(old).reverted("c1", launch):
+            raise AssertionError
+    first, second = caught.value.differences
+    assert first.startswith("its disk vda reads ")
+    assert second.startswith("its disk vdb reads nothing, not ")
     assert old.files.names == before
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shlex
 
+from qmpsnap.model.start import RAM_ID
+
 LOAD_FAILED = (
     "revert again, or reset the guest before you resume it: qmpsnap qmp system_reset, then qmpsnap cont"
 )
@@ -54,12 +56,19 @@ def quoted(word: str) -> str:
     return shlex.quote(word)
 
 
+_LOCK = (
+    '" lock',
+    "another process has the file open, or another node of this QEMU; find it with: fuser -v FILE",
+)
+_OWN_MEMORY = (
+    "a launcher has to leave out the machine's own memory object if its Start has a memory: start.arguments "
+    "has the object that replaces it"
+)
+_OWN_ADDRESS = "another process has that address: a second QEMU of a machine needs another one, or none"
+
 # Parts of QEMU's messages (util/osdep.c, block.c, block/file-posix.c) and what helps then.
 _HINTS = (
-    (
-        '" lock',
-        "another process has the file open, or another node of this QEMU; find it with: fuser -v FILE",
-    ),
+    _LOCK,
     (
         "Permission denied",
         "check owner, mode and label of the file and its directories: QEMU's user is not allowed to open it",
@@ -77,6 +86,15 @@ _HINTS = (
     ("Too many open files", "raise QEMU's limit on open files"),
 )
 
+# The same for the messages of a QEMU that does not start (qom/object.c, util/qemu-sockets.c, net/slirp.c).
+_START_HINTS = (
+    _LOCK,
+    (f"duplicate property '{RAM_ID}'", _OWN_MEMORY),
+    (f"Duplicate ID '{RAM_ID}'", _OWN_MEMORY),
+    ("Address already in use", _OWN_ADDRESS),
+    ("host forwarding rule", _OWN_ADDRESS),
+)
+
 
 def is_lock_refused(description: str) -> bool:
     """Whether an error message of QEMU's says that it did not get the lock of an image."""
@@ -86,3 +104,8 @@ def is_lock_refused(description: str) -> bool:
 def hint_for(description: str) -> str:
     """What to do about this error message of QEMU's, or ""."""
     return next((hint for words, hint in _HINTS if words in description), "")
+
+
+def start_hint(last_words: str) -> str:
+    """What to do about the last words of a QEMU that has not started, or ""."""
+    return next((hint for words, hint in _START_HINTS if words in last_words), "")

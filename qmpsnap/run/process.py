@@ -20,6 +20,7 @@ from typing import Final
 import anyio
 
 from qmpsnap.errors import ConnectFailed, Unsupported
+from qmpsnap.model.hints import start_hint
 from qmpsnap.model.secrets import masked_all
 from qmpsnap.run.child_output import Output
 from qmpsnap.run.guard import guarded
@@ -297,7 +298,7 @@ async def _await_greeting(process: QemuProcess, binary: str, *, name: str, limit
             process.know(_CREDENTIALS.unpack(data)[0])
     if not first:
         words = await process.last_words() or "closed its monitor"
-        raise ConnectFailed(f"{name} has not greeted: {binary!r} {words}")
+        raise ConnectFailed(f"{name} has not greeted: {binary!r} {words}", hint=start_hint(words))
 
 
 async def _end(process: Process, *, group: int, limit: float) -> None:

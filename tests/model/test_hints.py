@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import shlex
 
-from qmpsnap.model.hints import command, hint_for
+from qmpsnap.model.hints import command, hint_for, start_hint
 from tests.each import each
 
 
@@ -25,6 +25,23 @@ def test_hint_for_says_what_to_do_about_what_qemu_says(description, part):
 @each("description", ["Block node is read-only", "Image is not in qcow2 format", ""])
 def test_hint_for_is_silent_when_there_is_nothing_to_add(description):
     assert hint_for(description) == ""
+
+
+@each(
+    ("last_words", "part"),
+    [
+        ("attempt to add duplicate property 'pc.ram' to object (type 'container')", "leave out"),
+        ("-object memory-backend-ram,id=pc.ram,size=64M: Duplicate ID 'pc.ram' for object", "leave out"),
+        ("-qmp tcp:h:1: Failed to find an available port: Address already in use", "another one, or none"),
+        ("-netdev user: could not set up host forwarding rule 'tcp::22-:22'", "another one, or none"),
+        ('-blockdev {}: Failed to get shared "write" lock', "fuser"),
+        ("could not load kernel 'k': No such file or directory", ""),
+        ("attempt to add duplicate property 'mem' to object (type 'container')", ""),
+    ],
+)
+def test_start_hint_says_what_to_do_about_a_qemu_that_has_not_started(last_words, part):
+    assert part in start_hint(last_words)
+    assert bool(start_hint(last_words)) == bool(part)
 
 
 def test_command_can_be_typed_as_it_is():

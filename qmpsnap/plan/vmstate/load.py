@@ -7,6 +7,7 @@ nothing has to be finished. Its disks are new overlays, which nobody else uses.
 from __future__ import annotations
 
 import posixpath
+from collections.abc import Callable, Mapping
 
 from qmpsnap.errors import InvalidTarget, MachineDiffers, Unsupported
 from qmpsnap.model.files import Ask
@@ -19,7 +20,7 @@ from qmpsnap.plan.commands.migration import await_closed, await_migration, migra
 from qmpsnap.plan.commands.state import cont
 from qmpsnap.plan.intent import Load, SaveDevices
 from qmpsnap.plan.plan import Plan
-from qmpsnap.plan.scene import GuestScene, Scene
+from qmpsnap.plan.scene import GuestScene
 from qmpsnap.plan.vmstate.common import (
     Passage,
     file_number,
@@ -61,7 +62,7 @@ def plan(intent: Load, scene: GuestScene) -> Plan:
     machine, state = scene.machine, intent.state
     refuse_other(machine, state.fingerprint, what=repr(intent.name))
     refuse_unseen(scene.files, hint=_SAME_FILES)
-    _refuse_other_disks(intent, scene)
+    refuse_other_images(scene.graph, intent.disks, same=scene.files.same)
     token = digest("load", intent.name, state.file, avoid=scene.names)
     go_on = (cont(),) if intent.resume else ()
     open_steps: tuple[Step, ...] = ()
@@ -154,13 +155,22 @@ def plan_devices(intent: SaveDevices, scene: GuestScene) -> Plan:
     )
 
 
-def _refuse_other_disks(intent: Load, scene: Scene) -> None:
-    """Refuse if the root of a disk is not the overlay that the launcher was given for it."""
+def refuse_other_images(graph: Graph, given: Mapping[str, str], *, same: Callable[[str, str], bool]) -> None:
+    """Refuse if the root of a disk is not the overlay that the launcher was given for it.
+
+    Args:
+        graph: The new QEMU's.
+        given: The overlay of each disk, by the disk's name.
+        same: Whether two paths lead to one file.
+
+    Raises:
+        MachineDiffers: When it is not; the message names each such disk.
+    """
     differences = []
-    for name, file in intent.disks.items():
-        disk = scene.graph.disks.get(name)
+    for name, file in given.items():
+        disk = graph.disks.get(name)
         actual = disk.active.file if disk is not None and disk.layers else "nothing"
-        if not scene.files.same(file, actual):
+        if not same(file, actual):
             differences.append(f"its disk {name} reads {actual}, not {file}")
     if differences:
         raise MachineDiffers(
