@@ -8,34 +8,22 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import (
-    AbstractAsyncContextManager,
-    AbstractContextManager,
-    asynccontextmanager,
-    contextmanager,
-)
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
 
 import anyio.to_thread
 
 from qmpsnap.fork import Child, Children
+from qmpsnap.testing.shared.calls import Calls, Inside
 
 if TYPE_CHECKING:
     from anyio.from_thread import BlockingPortal
 
 T = TypeVar("T")
 _OURS: Final = "qmpsnap."
-
-
-def call(portal: BlockingPortal, function: Callable[..., Any], *arguments: object) -> Any:
-    """Call a function in the portal's loop and wait; if the wait is interrupted, cancel the call."""
-    future = portal.start_task_soon(function, *arguments)
-    try:
-        return future.result()
-    except BaseException:
-        future.cancel()
-        raise
 
 
 class Blocking:
@@ -45,8 +33,8 @@ class Blocking:
     and that has coroutine methods is wrapped, too.
     """
 
-    def __init__(self, portal: BlockingPortal, get: Callable[[], object]) -> None:
-        self._portal = portal
+    def __init__(self, calls: Calls, get: Callable[[], object]) -> None:
+        self._calls = calls
         self._get = get
 
     def __getattr__(self, name: str) -> Any:
@@ -54,50 +42,44 @@ class Blocking:
             raise AttributeError(name)
         value = getattr(self._get(), name)
         if not inspect.ismethod(value):
-            return _make_blocking(self._portal, value)
+            return _make_blocking(self._calls, value)
 
         def method(*arguments: object, **options: object) -> Any:
             async def run() -> object:
                 result = value(*arguments, **options)
                 return await result if inspect.isawaitable(result) else result
 
-            return _make_blocking(self._portal, call(self._portal, run))
+            return _make_blocking(self._calls, self._calls.call(run))
 
         method.__doc__ = value.__doc__
         return method
 
     def __iter__(self) -> Iterator[Any]:
-        return _each(self._portal, aiter(cast("AsyncIterator[Any]", self._get())))
+        return _each(self._calls, aiter(cast("AsyncIterator[Any]", self._get())))
 
     def __repr__(self) -> str:
         return f"<blocking {self._get()!r}>"
 
 
-def _make_blocking(portal: BlockingPortal, value: Any) -> Any:
+def _make_blocking(calls: Calls, value: Any) -> Any:
     if isinstance(value, AbstractAsyncContextManager):
-        return _enter(portal, value)
+        return Inside(calls, value, partial(_make_blocking, calls))
     if isinstance(value, AsyncIterator):
-        return _each(portal, value)
+        return _each(calls, value)
     if isinstance(value, Child | Children):
-        return Blocking(portal, lambda: value)
+        return Blocking(calls, lambda: value)
     kind = type(value)
     if kind.__module__.startswith(_OURS) and any(
         inspect.iscoroutinefunction(member) for member in vars(kind).values()
     ):
-        return Blocking(portal, lambda: value)
+        return Blocking(calls, lambda: value)
     return value
 
 
-@contextmanager
-def _enter(portal: BlockingPortal, manager: AbstractAsyncContextManager[Any]) -> Iterator[Any]:
-    with portal.wrap_async_context_manager(manager) as value:
-        yield _make_blocking(portal, value)
-
-
-def _each(portal: BlockingPortal, iterator: AsyncIterator[Any]) -> Iterator[Any]:
+def _each(calls: Calls, iterator: AsyncIterator[Any]) -> Iterator[Any]:
     end = object()
-    while (value := call(portal, anext, iterator, end)) is not end:
-        yield _make_blocking(portal, value)
+    while (value := calls.call(anext, iterator, end)) is not end:
+        yield _make_blocking(calls, value)
 
 
 class Face(Blocking, Generic[T]):
@@ -119,23 +101,23 @@ class Face(Blocking, Generic[T]):
         *,
         through: Callable[[T], T] | None = None,
     ) -> None:
-        super().__init__(portal, self._object)
+        super().__init__(Calls(portal), self._object)
         self._open = open
         self._through = through
-        self._entered: tuple[AbstractContextManager[T], T] | None = None
+        self._opening = threading.Lock()
+        self._opened: list[T] = []
         self._inside: dict[asyncio.AbstractEventLoop, T] = {}
 
     def _object(self) -> T:
-        if self._entered is None:
-            manager = self._portal.wrap_async_context_manager(self._open())
-            self._entered = manager, manager.__enter__()
-        return self._entered[1]
+        with self._opening:  # a test may have threads
+            if not self._opened:
+                self._opened.append(Inside(self._calls, self._open(), lambda value: value).__enter__())
+            return self._opened[0]
 
     def close(self) -> None:
-        """Close the connection that plain code has opened."""
-        if self._entered is not None:
-            (manager, _), self._entered = self._entered, None
-            manager.__exit__(None, None, None)
+        """Leave whatever plain code has entered, and close its connection."""
+        self._calls.leave_all()
+        self._opened.clear()
 
     @asynccontextmanager
     async def here(self) -> AsyncIterator[T]:

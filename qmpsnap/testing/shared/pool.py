@@ -20,7 +20,8 @@ from qmpsnap.model.start import Start
 from qmpsnap.run.scratch import scratch
 from qmpsnap.testing.guest import Guest, open_guest
 from qmpsnap.testing.initramfs import PORT_NAME
-from qmpsnap.testing.shared.faces import Face, call
+from qmpsnap.testing.shared.calls import call
+from qmpsnap.testing.shared.faces import Face
 from qmpsnap.testing.shared.guest_port import has_port, open_woken
 from qmpsnap.testing.shared.kept import keep
 from qmpsnap.testing.shared.machine import Account, Ready, SharedMachine
@@ -208,7 +209,7 @@ class InUse:
         return self._free.pop()
 
     def close(self) -> None:
-        """Close the connections that plain code has opened."""
+        """Leave whatever plain code has entered, and close its connections."""
         try:
             self.guest.close()
         finally:
