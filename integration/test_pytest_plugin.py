@@ -106,13 +106,21 @@ ROUGH = (
     TRACES
     + """
 @pytest.fixture(autouse=True)
-def first_state(vm, guest):
+def first_state(vm, guest, qmpsnap_directory):
+    console = qmpsnap_directory / "console.log"
+    assert "runs" in console.read_text() and "TRACE" not in console.read_text()
     assert guest.run(READ) == "base"
     assert vm.status().running
     guest.run(write(1))
+    guest.run("echo TRACE > /dev/ttyS0")
+    assert "TRACE" in console.read_text()
 
 def test_pauses_it(vm):
     vm.stop()
+
+def test_is_skipped_in_a_block(vm):
+    with vm.events(lambda event: None):
+        pytest.skip("no error of the machine")
 
 def test_hangs_it(guest):
     guest.run("(usleep 100000; kill -STOP $PPID) > /dev/null 2>&1 &")
@@ -309,8 +317,8 @@ def one_suite(tmp_path, temporary):
 
 def test_next_test_finds_the_first_state_whatever_one_did(suite):
     ended = suite.run(ROUGH + STRICT)
-    assert (ended.code, ended.counts["passed"]) == (0, 8)
-    assert re.search(r"reset: memory, a trial took \S+ s; 1 boot\(s\), 7 reset\(s\)", ended.out)
+    assert (ended.code, ended.counts["passed"], ended.counts["skipped"]) == (0, 8, 1)
+    assert re.search(r"reset: memory, a trial took \S+ s; 1 boot\(s\), 8 reset\(s\)", ended.out)
     assert suite.left() == NOTHING
 
 

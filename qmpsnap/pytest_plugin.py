@@ -311,7 +311,7 @@ def pytest_runtest_makereport(
     if report.failed and report.when != "teardown" and _IN_USE in item.stash:
         options = _options(item.config)
         root = options.artifacts or str(item.config._tmp_path_factory.getbasetemp() / "qmpsnap")  # type: ignore[attr-defined]  # noqa: SLF001
-        folder = Path(root).absolute() / re.sub(r"[^A-Za-z0-9_.-]+", "-", item.nodeid)[-100:]
+        folder = Path(root).absolute() / reports.folder_name(item.nodeid)
         text = reports.keep_failed(item.stash[_IN_USE], folder, overlays=options.keep)
         report.sections.append(("qmpsnap", text))
     return report

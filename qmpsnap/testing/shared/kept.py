@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -15,18 +14,20 @@ from qmpsnap.errors import QmpsnapError
 from qmpsnap.model.graph import Graph
 from qmpsnap.run.disk import in_thread
 from qmpsnap.run.process import start_program
-from qmpsnap.testing.shared.reset import CONSOLE_LOG, Booted
+from qmpsnap.run.safe_open import remove_tree
+from qmpsnap.testing.shared.leftovers import without_holes
+from qmpsnap.testing.shared.reset import LOGS, Booted
 from qmpsnap.testing.shared.standing import pictures
 
 _PATIENCE_S: Final = 5.0  # a QEMU that hangs must not hold up the report
-_LOGS: Final = (CONSOLE_LOG, "qemu.log")
+_MESSAGES: Final = "qmp*.jsonl"
 
 
 async def keep(booted: Booted, folder: Path, *, overlays: bool) -> None:
     """Copy the logs and messages of a failed test; nothing is raised when the machine does not answer.
 
-    - `console.log`: what the guest wrote to its console since it was booted.
-    - `qemu.log`: what QEMU printed.
+    - `console.log`: what the guest wrote to its console, at its boot and in this test.
+    - `qemu.log`: what QEMU printed, in the same way.
     - `qmp*.jsonl`: the QMP messages of each connection that the test had.
     - `chain-before`, `chain-after`: the chain of each disk when the test began, and now.
     - `state`: the run state, or why there is none.
@@ -34,10 +35,11 @@ async def keep(booted: Booted, folder: Path, *, overlays: bool) -> None:
 
     Args:
         booted: The machine.
-        folder: The folder; it is created, and files in it are replaced.
+        folder: The folder; it is created, and what an earlier run of the test has left in it is removed.
         overlays: Whether the overlays are copied, for which the guest is paused.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    _remove_earlier(folder)
     (folder / "chain-before").write_text(booted.chains)
     graph: Graph | None = None
     try:
@@ -51,11 +53,18 @@ async def keep(booted: Booted, folder: Path, *, overlays: bool) -> None:
     except (QmpsnapError, TimeoutError) as error:
         why = str(error) or "QEMU does not answer"
         (folder / "state").write_text(f"{why}\n")
-    for path in (*(booted.directory / name for name in _LOGS), *booted.directory.glob("qmp*.jsonl")):
+    for path in (*(booted.directory / name for name in LOGS), *booted.directory.glob(_MESSAGES)):
         with contextlib.suppress(OSError):
-            shutil.copyfile(path, folder / path.name)
+            (folder / path.name).write_bytes(without_holes(path.read_bytes()))
     if overlays and graph is not None:
         await _copy_overlays(booted.directory, graph, folder / "overlays")
+
+
+def _remove_earlier(folder: Path) -> None:
+    """Remove what another run of the test may have left that this one does not replace."""
+    for path in (*folder.glob(_MESSAGES), *(folder / name for name in ("chain-after", *LOGS))):
+        path.unlink(missing_ok=True)
+    remove_tree(str(folder / "overlays"))
 
 
 async def _copy_overlays(directory: Path, graph: Graph, folder: Path) -> None:

@@ -14,6 +14,8 @@ from qmpsnap.errors import CommandFailed, QmpsnapError, Unsupported
 from qmpsnap.model.graph import Graph
 from qmpsnap.model.record import MomentRecord
 from qmpsnap.model.record_file import from_json, to_json
+from qmpsnap.run.safe_open import remove_tree
+from qmpsnap.testing.shared.settings import read_settings
 from qmpsnap.testing.shared.standing import Standing, in_chains, names_of
 from qmpsnap.vm import VM
 
@@ -31,12 +33,12 @@ _QUERIES: Final[Sequence[tuple[str, str, Mapping[str, str], str]]] = (
 
 
 async def read_standing(vm: VM, graph: Graph) -> Standing:
-    """Read the names that must be the same before each test; the graph was read just before."""
+    """Read names and settings that must be the same before each test; the graph was read just before."""
     parts = {
         kind: names_of(key, await vm.execute(command, arguments))
         for kind, command, arguments, key in _QUERIES
     }
-    return Standing.of(graph, parts)
+    return Standing.of(graph, parts | await read_settings(vm))
 
 
 async def resume(vm: VM) -> None:
@@ -118,8 +120,34 @@ def put_back_records(directory: Path, records: Mapping[Path, bytes]) -> None:
             path.write_bytes(content)
 
 
+def put_back_logs(logs: Mapping[Path, bytes]) -> None:
+    """Give logs their first content, so that a test finds nothing in them from the test before.
+
+    What writes to a log goes on at its end if it has opened the file so. QEMU's `-serial file:` has not, and
+    leaves a hole where the other text was.
+
+    Raises:
+        OSError: When a log was removed or replaced; nothing is written to it any more.
+    """
+    for path, content in logs.items():
+        with path.open("r+b") as log:
+            log.truncate(0)
+            log.write(content)
+
+
+def without_holes(log: bytes) -> bytes:
+    """Return what a log says, without the zeros that are read where it has a hole."""
+    return log.replace(b"\0", b"")
+
+
 def remove_more(directory: Path, keep: Collection[Path]) -> None:
-    """Remove each file below the directory but those to keep and the sockets."""
-    for path in directory.rglob("*"):
-        if path not in keep and (path.is_symlink() or path.is_file()):
+    """Remove whatever is in the directory but these paths, and the directories in which they are."""
+    places = {parent for path in keep for parent in path.parents}
+    for path in directory.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            if path in places or path in keep:
+                remove_more(path, keep)
+            else:
+                remove_tree(str(path))
+        elif path not in keep:
             path.unlink(missing_ok=True)

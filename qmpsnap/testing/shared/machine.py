@@ -30,7 +30,7 @@ from qmpsnap.testing.shared.guest_port import has_port, open_woken
 from qmpsnap.testing.shared.memory_only import refuse_diskless, refuse_outside
 from qmpsnap.testing.shared.monitors import monitors, still_connected
 from qmpsnap.testing.shared.place import Base, overlay_each
-from qmpsnap.testing.shared.reset import CONSOLE_LOG, RECORDS, Booted, console_end, console_size
+from qmpsnap.testing.shared.reset import CONSOLE_LOG, RECORDS, Booted, console_end
 from qmpsnap.testing.shared.standing import Reset, pictures
 from qmpsnap.testing.witness import PRINTED
 from qmpsnap.vm import VM, Launcher
@@ -38,12 +38,8 @@ from qmpsnap.vm import VM, Launcher
 if TYPE_CHECKING:
     from anyio.abc import TaskGroup, TaskStatus
 
-Ready = Callable[[VM, Path, int], Awaitable[None]]
-"""Returns once the guest is ready.
-
-It is called with the machine, the directory of its sockets and logs, and the number of bytes that its
-console's log had before this start.
-"""
+Ready = Callable[[VM, Path], Awaitable[None]]
+"""Returns once the guest is ready; called with the machine, and the directory of its sockets and logs."""
 
 _FAILURES = (QmpsnapError, OSError, TimeoutError)
 _TRIED: Final[tuple[Reset, ...]] = ("memory", "clone", "disks")
@@ -340,10 +336,10 @@ class SharedMachine:
         finally:
             ended.set()
 
-    async def _await_ready(self, booted: Booted, *, since: int = 0) -> None:
+    async def _await_ready(self, booted: Booted) -> None:
         try:
             with anyio.fail_after(self._boot_limit):
-                await self._ready(booted.vm, booted.directory, since)
+                await self._ready(booted.vm, booted.directory)
         except (TimeoutError, QmpsnapError) as error:
             is_late = not str(error)
             text = (
@@ -377,11 +373,10 @@ class SharedMachine:
         if clients := await still_connected(booted.directory):
             who = tuple(clients.values())
             raise MachineDiffers(f"its client is still connected: {'; '.join(who)}", differences=who)
-        since = console_size(booted.directory) if mode == "disks" else 0
         await self._in_time(resets.put_back(booted))
         booted.wakes = mode == "memory"
         if mode == "disks":  # a guest that goes on with its memory is ready
-            await self._await_ready(booted, since=since)
+            await self._await_ready(booted)
         return booted
 
     async def _in_time(self, reset: Awaitable[object]) -> None:

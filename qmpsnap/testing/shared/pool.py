@@ -277,8 +277,8 @@ class _GuestThere(Guest):
 
 
 def _ready(condition: str | Callable[[VM], Awaitable[object]] | None, limit: float) -> Ready:
-    async def ready(vm: VM, directory: Path, since: int) -> None:
-        console = partial(console_end, directory, since)
+    async def ready(vm: VM, directory: Path) -> None:
+        console = partial(console_end, directory)
         if condition is None:
             if (directory / PORT_NAME).exists():
                 async with open_guest(directory / PORT_NAME, limit=limit, vm=vm, console=console):
@@ -290,7 +290,7 @@ def _ready(condition: str | Callable[[VM], Awaitable[object]] | None, limit: flo
                 if inspect.isawaitable(result):
                     await result
                 return
-            while condition not in console_text(directory, since):  # noqa: ASYNC110 - a file has no event for us
+            while condition not in console_text(directory):  # noqa: ASYNC110 - a file has no event for us
                 await anyio.sleep(0.02)
 
     return ready

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from qmpsnap.errors import QmpsnapError
 
@@ -14,6 +16,10 @@ if TYPE_CHECKING:
     from qmpsnap.testing.shared.pool import InUse
 
 _PACKAGE = str(Path(__file__).parents[2])
+_LONGEST: Final = 100
+_NOT_PLAIN: Final = re.compile(r"[^A-Za-z0-9_.-]+")
+# What the name has "-" for can be read from it; of "[a-b]", "[a/b]" and "[ä]" it cannot.
+_PLAIN_ID: Final = re.compile(r"[A-Za-z0-9_./]+(::[A-Za-z0-9_.]+)+(\[[A-Za-z0-9_.]+\])?")
 
 
 def end_traceback_at_test(error: BaseException, *, plugin: str) -> None:
@@ -43,6 +49,18 @@ def leave_out_fixture(error: BaseException, report: pytest.TestReport, *, plugin
         if lines := [line for line in entry.lines if line.startswith("E ")]:
             entry.lines, entry.reprfuncargs = lines, None
             shown.reprentries = [entry]
+
+
+def folder_name(test: str) -> str:
+    """Return the name of the folder of a failed test; no two tests have the same.
+
+    Args:
+        test: The node id of pytest; of a longer one than 100 characters, the name has the end.
+    """
+    plain = _NOT_PLAIN.sub("-", test)
+    if _PLAIN_ID.fullmatch(test) and len(plain) <= _LONGEST:
+        return plain.strip("-")
+    return f"{plain[-_LONGEST:].strip('-')}-{hashlib.sha256(test.encode(errors='replace')).hexdigest()[:8]}"
 
 
 def keep_failed(in_use: InUse, folder: Path, *, overlays: bool) -> str:

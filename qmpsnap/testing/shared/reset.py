@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from qmpsnap.errors import MachineDiffers
-from qmpsnap.testing.shared import leftovers, memory_only
+from qmpsnap.testing.shared import leftovers, memory_only, settings
 from qmpsnap.testing.shared.standing import Reset, Standing, differences, pictures
 from qmpsnap.vm import VM
 
@@ -23,6 +23,9 @@ START: Final = "qmpsnap-start"
 
 CONSOLE_LOG: Final = "console.log"
 """Name of the file, in the directory of a QEMU, that gets what the guest writes to its console."""
+
+LOGS: Final = (CONSOLE_LOG, "qemu.log")
+"""Names of the logs in the directory of a QEMU."""
 
 _END_BYTES: Final = 64 * 1024
 
@@ -41,6 +44,8 @@ class Booted:
         leave, ended: Set to let it end, and once it has.
         standing: What must be the same after a reset; None: it is not reset.
         files: Files that a reset needs, with size and time of the last change (ns).
+        others: Directories, sockets and the like that are part of the machine.
+        logs: What the logs have when the guest goes on after a reset.
         records: The records that a reset needs, with their content.
         used: Whether a test has had it.
         wakes: Whether the guest's clock and random seed are those of a checkpoint.
@@ -56,6 +61,8 @@ class Booted:
     ended: anyio.Event
     standing: Standing | None = None
     files: dict[Path, tuple[int, int]] = field(default_factory=dict)
+    others: frozenset[Path] = frozenset()
+    logs: dict[Path, bytes] = field(default_factory=dict)
     records: dict[Path, bytes] = field(default_factory=dict)
     used: bool = False
     wakes: bool = False
@@ -87,6 +94,10 @@ async def note(booted: Booted) -> None:
     active = {Path(disk.active.file) for disk in graph.disks.values() if disk.layers}
     booted.records = {path: path.read_bytes() for path in _files(booted.directory / RECORDS)}
     booted.files = {path: _stamp(path) for path in _files(booted.directory) if path not in active}
+    booted.others = frozenset(booted.directory.rglob("*")) - set(_files(booted.directory))
+    logs = [path for name in LOGS if (path := booted.directory / name).exists()]
+    boots = booted.mode == "disks"  # it boots after each reset
+    booted.logs = {path: b"" if boots else path.read_bytes() for path in logs}
 
 
 async def put_back(booted: Booted) -> None:
@@ -99,12 +110,16 @@ async def put_back(booted: Booted) -> None:
     if booted.standing is None:
         raise MachineDiffers("it was not prepared for a reset", differences=())
     vm, records = booted.vm, booted.directory / RECORDS
+    if command := settings.hidden_of(booted.directory):
+        raise MachineDiffers(f"it sent {command}, which no reset undoes", differences=[command])
     _check_files(booted, booted.standing)
     await leftovers.end_jobs(vm)
+    await settings.put_back(vm, exports=bool(booted.standing.parts["exports"]))
     leftovers.put_back_records(records, booted.records)
     await leftovers.resume(vm)
     name = READY if booted.mode == "memory" else START
     await (memory_only.load(vm, booted.store) if booted.store else vm.revert(name))
+    leftovers.put_back_logs(booted.logs)
     graph = await leftovers.drop_nodes(vm, booted.standing.nodes)
     await leftovers.resume(vm)
     changes = [
@@ -117,7 +132,7 @@ async def put_back(booted: Booted) -> None:
     active = {disk.active.file for disk in graph.disks.values() if disk.layers}
     booted.records = leftovers.record_now(records, name, active=active)
     leftovers.put_back_records(records, booted.records)
-    keep = booted.files.keys() | booted.records.keys() | {Path(file) for file in active}
+    keep = booted.files.keys() | booted.others | booted.records.keys() | {Path(file) for file in active}
     leftovers.remove_more(booted.directory, keep)
     booted.chains = pictures(graph)
 
@@ -132,28 +147,22 @@ def _check_files(booted: Booted, standing: Standing) -> None:
             )
 
 
-def console_text(directory: Path, since: int = 0) -> str:
-    """Return what the guest wrote to its console after the first `since` bytes; "" if there is no log."""
+def console_text(directory: Path) -> str:
+    """Return what the guest has written to its console, without that of earlier tests; "" without a log."""
     try:
-        return (directory / CONSOLE_LOG).read_bytes()[since:].decode(errors="replace")
+        return leftovers.without_holes((directory / CONSOLE_LOG).read_bytes()).decode(errors="replace")
     except OSError:
         return ""
 
 
-def console_end(directory: Path, since: int = 0) -> str:
-    """Return the last 64 KiB of what `console_text` returns."""
+def console_end(directory: Path) -> str:
+    """Return what the last 64 KiB of the console's log say."""
     try:
         with (directory / CONSOLE_LOG).open("rb") as log:
-            log.seek(max(since, log.seek(0, os.SEEK_END) - _END_BYTES))
-            return log.read().decode(errors="replace")
+            log.seek(max(0, log.seek(0, os.SEEK_END) - _END_BYTES))
+            return leftovers.without_holes(log.read()).decode(errors="replace")
     except OSError:
         return ""
-
-
-def console_size(directory: Path) -> int:
-    """Bytes in the log of the console."""
-    log = directory / CONSOLE_LOG
-    return log.stat().st_size if log.exists() else 0
 
 
 def _files(directory: Path) -> list[Path]:

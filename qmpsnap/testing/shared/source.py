@@ -110,7 +110,7 @@ def launcher_of_machine(machine: Machine) -> Launcher:
         place = Path(start.directory)
         argv = machine.argv(
             start,
-            console=f"file,path={escaped(place / CONSOLE_LOG)}",
+            console=f"file,path={escaped(place / CONSOLE_LOG)},append=on",
             ports={name: f"socket,path={escaped(place / name)},server=on,wait=off" for name in machine.ports},
         )
         return launch(argv, log=place / "qemu.log")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 
 import anyio
+import pytest
 from msgspec.structs import replace
 
 from qmpsnap.model.record import MomentRecord
@@ -12,7 +14,14 @@ from qmpsnap.model.record_file import from_json, to_json
 from qmpsnap.testing.drawing import graph
 from qmpsnap.testing.fake import FakeTarget
 from qmpsnap.testing.fake_machine import a_machine
-from qmpsnap.testing.shared.leftovers import end_jobs, put_back_records, record_now
+from qmpsnap.testing.shared.leftovers import (
+    end_jobs,
+    put_back_logs,
+    put_back_records,
+    record_now,
+    remove_more,
+    without_holes,
+)
 from tests.each import each
 from tests.plan.moments import MOMENT
 from tests.run.operations import vm_of
@@ -36,6 +45,41 @@ def test_put_back_records_lets_the_directory_hold_these_alone(tmp_path):
         "changed": "old",
         "gone": "back",
     }
+
+
+def test_remove_more_leaves_these_paths_alone_whatever_else_there_is(tmp_path):
+    for directory in ("kept/empty", "kept/more/deep", "more/deep"):
+        (tmp_path / directory).mkdir(parents=True)
+    outside = tmp_path.with_name(f"{tmp_path.name}-outside")
+    outside.mkdir()
+    (outside / "file").touch()
+    for file in ("file", "kept/file", "kept/more/deep/file", "more/deep/file", "gone"):
+        (tmp_path / file).touch()
+    (tmp_path / "kept" / "link").symlink_to(outside)
+    os.mkfifo(tmp_path / "kept" / "fifo")
+    remove_more(tmp_path, {tmp_path / name for name in ("file", "kept/file", "kept/empty", "not there")})
+    left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*"))
+    assert left == ["file", "kept", "kept/empty", "kept/file"]
+    assert (outside / "file").exists()
+
+
+def test_log_has_its_first_content_again_and_what_is_written_to_it_follows(tmp_path):
+    at_its_end, where_it_was = tmp_path / "a", tmp_path / "w"
+    with at_its_end.open("ab", buffering=0) as first, where_it_was.open("wb", buffering=0) as second:
+        for log in (first, second):
+            log.write(b"boot\nthe test before\n")
+        put_back_logs({at_its_end: b"boot\n", where_it_was: b"boot\n"})
+        assert (at_its_end.read_bytes(), where_it_was.read_bytes()) == (b"boot\n", b"boot\n")
+        for log in (first, second):
+            log.write(b"now\n")
+    assert at_its_end.read_bytes() == b"boot\nnow\n"
+    assert where_it_was.read_bytes() == b"boot\n" + 16 * b"\0" + b"now\n"
+    assert without_holes(where_it_was.read_bytes()) == b"boot\nnow\n"
+
+
+def test_log_that_a_test_has_removed_is_an_error(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        put_back_logs({tmp_path / "gone": b"boot"})
 
 
 def test_record_now_has_the_last_branch_alone(tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from qmpsnap.testing.shared.machine import Account
-from qmpsnap.testing.shared.reports import lines_of
+from qmpsnap.testing.shared.reports import folder_name, lines_of
 from tests.each import each
 
 
@@ -34,3 +34,17 @@ def test_report_names_the_worker_of_each_line():
         "[gw1] reset: memory, as chosen; 1 boot(s), 0 reset(s)",
         "[gw1] booted anew after a: b",
     ]
+
+
+def test_folder_of_a_failed_test_has_its_name():
+    assert folder_name("tests/test_x.py::TestIt::test_y") == "tests-test_x.py-TestIt-test_y"
+    assert folder_name("test_x.py::test_y[raw]") == "test_x.py-test_y-raw"
+    assert folder_name("test_x.py::test_y[ä b]") == "test_x.py-test_y-b-5eb7a4bd"
+
+
+def test_no_two_tests_have_the_same_folder():
+    long = 110 * "x"
+    values = ["a-b", "a/b", "a b", "a", "a-", "ä", "ö", "\udce4", long, f"{long}x"]
+    names = {folder_name(f"test_x.py::test_y[{value}]") for value in values}
+    assert len(names) == len(values)
+    assert max(map(len, names)) <= 109

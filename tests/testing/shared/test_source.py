@@ -131,6 +131,6 @@ def test_described_machine_has_its_console_and_ports_in_the_directory(monkeypatc
     source.launcher_of_machine(machine)(Start(directory="/d,1", monitors=("/d,1/qmp0",)))
     ((argv, log),) = started
     assert log == "/d,1/qemu.log"
-    assert "file,id=console,path=/d,,1/console.log" in argv
+    assert "file,id=console,path=/d,,1/console.log,append=on" in argv
     assert "socket,id=port0,path=/d,,1/org.x.0,server=on,wait=off" in argv
     assert "unix:/d,,1/qmp0,server=on,wait=off" in argv
