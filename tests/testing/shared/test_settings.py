@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 
 from qmpsnap.testing.shared.settings import forwards_of, hidden_of, limits_of, networks_of
 from tests.each import each
@@ -23,7 +24,7 @@ USERNET = (
 
 
 def test_limits_are_of_disks_that_have_any():
-    blocks = [
+    blocks: list[Mapping[str, object]] = [
         {"device": "", "qdev": "vda", "inserted": {"bps": 0, "iops": 7, "iops_max": 9, "file": "bps"}},
         {"device": "old", "inserted": {"bps_rd": 5}},
         {"device": "", "qdev": "vdb", "inserted": {"bps": 0, "iops_size": 0}},
