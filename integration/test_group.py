@@ -20,10 +20,12 @@ import pytest
 import qmpsnap
 from integration.harness import stepped
 from integration.known_images import KIB, MIB, QEMUS, content, overwritten
-from integration.machines import SOON, blockdev, listing
+from integration.machines import SOON, blockdev, listing, wait_for
 from integration.test_kill import orders
 from qmpsnap import MachineDisk, Nic
-from qmpsnap.errors import BadArgument, Changed, CommandFailed, Incomplete, LinkLost, NotFound
+from qmpsnap.errors import BadArgument, Changed, CommandFailed, Incomplete, LinkLost, NotFound, QmpsnapError
+from qmpsnap.group import facade, together
+from qmpsnap.run.session.change import Limits
 from qmpsnap.testing.fetching import guest_directory
 from qmpsnap.testing.guest import Guest
 from qmpsnap.testing.initramfs import PORT_NAME
@@ -173,6 +175,75 @@ async def test_group_is_as_before_when_a_machine_dies_or_hangs_before_anything_i
         a = running.running["a"]
         assert (a.roots(), a.qmp("query-status")["status"]) == (there, "running")
         assert [name for name in listing(tmp_path) if ".s." in name or "record" in name] == []
+
+
+def hanging(running, vm, commands):
+    """Let QEMU hang before it is sent one of these commands, for an operation or by itself."""
+    target = vm._target
+    perform, execute = target.perform, target.execute
+
+    async def performed(step):
+        if step.command in commands:
+            os.kill(running.pid, signal.SIGSTOP)
+        return await perform(step)
+
+    async def executed(command, arguments=None):
+        if command in commands:
+            os.kill(running.pid, signal.SIGSTOP)
+        return await execute(command, arguments)
+
+    target.perform, target.execute = performed, executed
+
+
+@pytest.mark.one_qemu
+@pytest.mark.parametrize(
+    ("how", "at", "answers"),
+    [
+        ("stop", "stop", True),
+        ("stop", "stop", False),
+        ("snapshot", "stop", True),
+        ("snapshot", "transaction", False),
+        ("checkpoint", "transaction", True),
+    ],
+)
+async def test_guests_run_again_when_another_machine_hangs_while_they_wait_for_it(
+    two, tmp_path, monkeypatch, how, at, answers
+):
+    """`answers`: it answers once they run again, while its reply is still awaited."""
+    for module in (facade, together):
+        monkeypatch.setattr(module, "PATIENCE", 1.0)
+    monkeypatch.setattr(facade, "_TO_RESUME", 1.0)
+    with two() as running:
+        before = running.roots()
+        b = running.running["b"]
+        async with running.group() as group:
+            vm, runs = group.machines["b"], anyio.Event()
+            if not answers:
+                vm._executor._after_cancel = 1.0
+                vm._target.session._limits = Limits(cancelled=1.0)
+            hanging(b, vm, {at})
+            call = {"stop": group.stop, "snapshot": lambda: group.snapshot("s")}.get(
+                how, lambda: group.checkpoint("s")
+            )
+            with group.machines["a"].events(lambda event: runs.set() if event.name == "RESUME" else None):
+                task = asyncio.create_task(call())
+                await runs.wait()
+            if answers:
+                os.kill(b.pid, signal.SIGCONT)
+            with pytest.raises(QmpsnapError, match=f"^b: QEMU did not answer '{at}' within 1 s") as caught:
+                await task
+            os.kill(b.pid, signal.SIGCONT)
+            if how == "stop":  # its `cont` is on the way
+                wait_for(lambda: set(running.states().values()) == {"running"}, "both guests", limit=30)
+            else:
+                assert caught.value.changed is (Changed.NO if answers else Changed.YES)
+                assert isinstance(caught.value, Incomplete) is not answers
+        async with running.group() as group:
+            await group.recover()  # what it had done on that machine alone is deleted
+            assert await group.moments() == ()
+        assert set(running.states().values()) == {"running"}
+        assert running.roots() == before
+        running.read(FIRST)
 
 
 @pytest.mark.one_qemu

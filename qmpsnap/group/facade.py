@@ -9,9 +9,9 @@ from itertools import combinations
 from secrets import token_hex
 from typing import TypeVar
 
-from qmpsnap.errors import Busy, NotFound, QmpsnapError
+from qmpsnap.errors import Busy, NotFound, QmpsnapError, TargetError
 from qmpsnap.group.moments import GroupMoment, join
-from qmpsnap.group.together import GroupDone, Stops, Together, of_machine
+from qmpsnap.group.together import PATIENCE, WHY_NO_ANSWER, GroupDone, Stops, Together, no_answer, of_machine
 from qmpsnap.model.arguments import Text, check, refuse
 from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.machine import Status
@@ -28,6 +28,7 @@ GroupIntent = Snapshot | Checkpoint | Revert | Delete
 """What can be planned for a group."""
 
 _AFTER_CANCEL = 30.0  # seconds
+_TO_RESUME = 5.0  # seconds until the others are taken to have answered `cont`
 
 
 class Group:
@@ -207,18 +208,27 @@ class Group:
     async def stop(self) -> GroupDone:
         """Pause all guests at once; after a failure those that were running run again.
 
+        If a machine does not answer, the others run again after 30 s; its own guest does once it answers,
+        unless the link is closed by then.
+
         Raises:
+            TargetError: When a machine does not answer within 30 s.
             QmpsnapError: As `VM.stop`.
         """
         await self._each(lambda vm, _: vm.check_stop())
         before = await self._each(lambda vm, _: vm.status())
         running = [name for name in self.machines if before[name].running]
         with Stops(self.machines) as stops:
+            sent = {name: asyncio.create_task(self.machines[name].execute("stop")) for name in running}
             try:
-                await self._each(lambda vm, _: vm.execute("stop"), running)
+                await asyncio.wait([asyncio.gather(*sent.values(), return_exceptions=True)], timeout=PATIENCE)
+                _check_stopped(sent)
             except BaseException:
-                again = (self.machines[name].execute("cont") for name in running)
-                await settled(asyncio.ensure_future(asyncio.gather(*again, return_exceptions=True)))
+                again = [asyncio.create_task(self.machines[name].execute("cont")) for name in running]
+                tasks = asyncio.gather(*sent.values(), *again, return_exceptions=True)
+                await settled(tasks, limit=_TO_RESUME)
+                tasks.cancel()  # one that hangs: its answers are awaited for a limited time
+                await settled(tasks, limit=2 * _AFTER_CANCEL)
                 raise
         return GroupDone(Frozen(), stops.spread_s)
 
@@ -285,6 +295,21 @@ class Group:
                         job_id=record.id,
                         hint="wait until its client ends" if record.live else "Group.recover() finishes it",
                     )
+
+
+def _check_stopped(sent: Mapping[str, asyncio.Task[object]]) -> None:
+    """Raise the first error of these commands; one that is not answered is one."""
+    for name, task in sent.items():
+        if not task.done():
+            raise TargetError(
+                f"{name}: {no_answer('stop')}",
+                hint="all others run again, and its own guest does, too, if it answers before the link is "
+                f"closed; {WHY_NO_ANSWER}",
+            )
+        if isinstance(error := task.exception(), QmpsnapError):
+            raise of_machine(name, error)
+        if error is not None:
+            raise error
 
 
 async def _moments(vm: VM, _name: str) -> Moments:

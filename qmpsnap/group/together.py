@@ -9,16 +9,25 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Self
 
-from qmpsnap.errors import Changed, Incomplete, Interrupted, LinkLost, QmpsnapError
+import anyio
+
+from qmpsnap.errors import Changed, Incomplete, Interrupted, LinkLost, QmpsnapError, TargetError
 from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.hints import command
 from qmpsnap.model.step import Step
 from qmpsnap.plan.intent import Checkpoint, Snapshot
 from qmpsnap.plan.plan import Plan
-from qmpsnap.run.meeting import Meeting
+from qmpsnap.run.log import get_logger
+from qmpsnap.run.meeting import Meeting, Point, point_of
 from qmpsnap.run.outcome import Done, Hooks
 from qmpsnap.run.session import Event
 from qmpsnap.vm import VM
+
+_log = get_logger("qmpsnap.group")
+PATIENCE = 30.0
+"""Seconds that the guests of a group stand still for a machine that does not answer."""
+WHY_NO_ANSWER = "see whether its process is stopped, or waits for its disks"
+_TO_ANSWER = 2.0  # seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +94,8 @@ class Together:
         self._tasks: dict[str, asyncio.Task[None]] = {}  # those that have not ended
         self._begun: set[str] = set()  # machines of which a step has begun
         self._given_up: set[str] = set()
+        self._timers: dict[str, asyncio.TimerHandle] = {}  # of a step for which other guests stand still
+        self._hung: set[str] = set()
 
     async def run(self) -> GroupDone:
         """Run the plans; see `Group.run`."""
@@ -100,9 +111,17 @@ class Together:
 
         async def before(step: Step) -> None:
             self._begun.add(name)
+            self._is_done(name)
             await meeting.before(name, step)
+            if point_of(step) in {Point.PAUSE, Point.MOVE} and not step.loads:  # a load may take long
+                loop = asyncio.get_running_loop()
+                self._timers[name] = loop.call_later(PATIENCE, self._give_up, name, step)
 
-        hooks = Hooks(cancel=meeting.off, before=before, on_pivot=lambda _: reached())
+        def pivoted(_: object) -> None:
+            self._is_done(name)
+            reached()
+
+        hooks = Hooks(cancel=meeting.off, before=before, on_pivot=pivoted)
         try:
             self._done[name] = await self._machines[name].run(self._plans[name], hooks)
         except QmpsnapError as error:
@@ -110,14 +129,29 @@ class Together:
                 error.changed = Changed.NO
             self._errors[name] = error
         except asyncio.CancelledError:
-            if name not in self._given_up:
+            if name in self._given_up:
+                self._errors[name] = Interrupted("stopped before anything was done")
+            elif name not in self._hung:
                 raise
-            self._errors[name] = Interrupted("stopped before anything was done")
         finally:
+            self._is_done(name)
             del self._tasks[name]
             if name not in self._done:
                 self.stop()
             reached()
+
+    def _is_done(self, name: str) -> None:
+        """Note that the machine has done its last step."""
+        if name in self._timers:
+            self._timers.pop(name).cancel()
+
+    def _give_up(self, name: str, step: Step) -> None:
+        """Let the other guests run again: the machine has not done the step."""
+        self._hung.add(name)
+        self._errors[name] = TargetError(no_answer(step.command), hint=WHY_NO_ANSWER)
+        _log.warning("machine.given_up", vm=self._machines[name].name, step=step.command, seconds=PATIENCE)
+        self.stop()
+        self._tasks[name].cancel()
 
     def stop(self) -> None:
         """Stop the operations that can still be stopped.
@@ -153,6 +187,9 @@ class Together:
             ) from error
         remaining, is_lost = [], False
         for machine in [name for name in self._machines if name in self._begun]:
+            if machine in self._hung and not await _answers(self._machines[machine]):
+                remaining.append(f"{machine}: {command('jobs')} ({self._errors[machine].message})")
+                continue
             try:
                 await take_back(self._machines[machine], self._plans[machine])
             except LinkLost as failure:
@@ -168,13 +205,26 @@ class Together:
                 hint="connect again to the machines that were lost, which may have to be started again; then "
                 "Group.recover() of a new group takes it back"
                 if is_lost
-                else "Group.recover() tries again",
+                else "Group.recover() tries again, as soon as each machine answers",
             ) from error
         error.changed, error.left = Changed.NO, ()
         if isinstance(error, Incomplete):  # its remaining steps and its hint no longer apply
             error.done, error.remaining, error.hint = (), (), ""
         error.hint = "all machines are as before" + (f"; {error.hint}" if error.hint else "")
         raise of_machine(name, error)
+
+
+def no_answer(command: str) -> str:
+    """The message of an error: the machine is given up."""
+    return f"QEMU did not answer {command!r} within {PATIENCE:g} s, while other guests stood still for it"
+
+
+async def _answers(vm: VM) -> bool:
+    """Whether QEMU answers again."""
+    with anyio.move_on_after(_TO_ANSWER):
+        await vm.status()
+        return True
+    return False
 
 
 async def take_back(vm: VM, plan: Plan) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from enum import StrEnum
+from typing import Any
 
 import anyio
 from msgspec import Struct
@@ -113,7 +114,7 @@ class Change:
         return self._call.result()
 
 
-async def settled(task: asyncio.Task[object], *, limit: float | None = None) -> None:
+async def settled(task: asyncio.Future[Any], *, limit: float | None = None) -> None:
     """Wait until the task is done, even if the caller is cancelled meanwhile.
 
     A cancellation that asyncio delivered in between is raised at the end, unless a limit is given:
