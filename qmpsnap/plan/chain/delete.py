@@ -323,8 +323,8 @@ def _put_aside(deleting: Deleting, disk: str, file: str) -> None:
     removed = {step.arguments["file"] for step in deleting.removed}
     by = [image for image in scene.files.backed_by(file) if image not in removed]
     by += _moments(scene, file)
-    nodes = (node.name for node in scene.graph.nodes.values() if node.file == file)
-    opened = [f"QEMU has it open as {name!r}" for name in nodes]
+    nodes = [repr(node.name) for node in scene.graph.nodes.values() if node.file == file]
+    opened = [f"QEMU has it open as {' and '.join(nodes)}"] if nodes else []
     fact = scene.files.files.get(file)
     inside = fact is not None and fact.header is not None and fact.header.snapshot_count
     refuse_viewed(scene, [file])

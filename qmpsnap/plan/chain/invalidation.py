@@ -109,7 +109,9 @@ def fates(records: Iterable[Record], fold: Fold) -> Fates:
             if fold.disk not in {*before, *new} and fold.top in _read(record, fold.disk):
                 steps.append(keep_place(record.directory, record.id, fold.disk, fold.folded, fold.base))
                 if record.covered[fold.disk] == fold.top and fold.disk in record.disks:
-                    notes.append(f"the snapshot {record.name!r} of {fold.disk} is then held by {fold.base}")
+                    notes.append(
+                        f"the snapshot {record.name!r} of {fold.disk} is held by {fold.base} from then on"
+                    )
         named = [disk for disk in new if disk in record.disks]
         if named:
             lost.append(record.name)

@@ -188,6 +188,7 @@ def test_links_stay_while_a_layer_goes_on_from_them() -> None:
     [
         ("image", "/images/x.qcow2 is based on it"),
         ("node", "QEMU has it open as 'n'"),
+        ("node twice", "QEMU has it open as 'n' and 'm'"),
         ("moment", "the snapshot 'more' is based on it"),
         (
             "image, node, moment",
@@ -202,6 +203,8 @@ def test_layer_aside_stays_while_anything_needs_it(by: str, why: str) -> None:
         records.append(moment("more", "/y", "/z", A, BASE))
     if "node" in by:
         of = replace(of, nodes=Frozen({**of.nodes, "n": Node("n", "qcow2", A)}))
+    if "twice" in by:
+        of = replace(of, nodes=Frozen({**of.nodes, "m": Node("m", "file", A)}))
     found = files(of, *records)
     found.put(A, backing=BASE)
     if "image" in by:

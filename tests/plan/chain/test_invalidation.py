@@ -89,7 +89,7 @@ def test_fates_are_those_of_the_table(top: int, base: int, lies: dict[str, str],
 
 def test_fates_are_described_in_words() -> None:
     assert fates(EVERY, fold(2, 3)).notes == (
-        "the snapshot 'n1' of vda is then held by /s0",
+        "the snapshot 'n1' of vda is held by /s0 from then on",
         "the snapshot 'n2' is lost on vda (newer data goes into /s0)",
     )
     state = KeptState("stop", "/memory", "", True, a_machine(TWO).fingerprint)
@@ -99,7 +99,7 @@ def test_fates_are_described_in_words() -> None:
     )
     assert fate.steps == (remove_state("/memory", "m3"),)
     assert fates(EVERY, fold(2, 4)).notes == (
-        "the snapshot 'n1' of vda is then held by /base",
+        "the snapshot 'n1' of vda is held by /base from then on",
         "the snapshot 'n2' is lost on vda (newer data goes into /base)",
         "the snapshot 'n3' is lost on vda (newer data goes into /base)",
     )
