@@ -169,7 +169,7 @@ def _what_next(error: OSError | None, path: str = "") -> str:
         case FileNotFoundError():
             return "is QEMU running, with -qmp unix:PATH,server=on,wait=off?"
         case ConnectionRefusedError():
-            return "the socket exists, but nobody listens on it: QEMU has probably ended"
+            return "the socket exists, but nobody listens on it: QEMU has ended, or does not listen yet"
         case PermissionError():
             return _who_may(path)
         case _:
