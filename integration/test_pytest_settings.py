@@ -97,6 +97,30 @@ REASONS = [
     "test_sets_what_a_reset_does: it sent set-action, which no reset undoes",
 ]
 
+# All paths count from where pytest was started, also once a test has gone elsewhere.
+RELATIVE = """
+import pytest, qmpsnap
+
+@pytest.fixture(scope="session")
+def qmpsnap_machine():
+    disk = qmpsnap.MachineDisk(name="vda", file="base.qcow2")
+    firmware = ["-fw_cfg", "name=opt/x,file=tests/conftest.py"]
+    return qmpsnap.Machine(memory_mib=16, disks=[disk], arguments=firmware)
+
+@pytest.fixture(scope="session")
+def qmpsnap_disks():
+    return {}
+
+@pytest.fixture(autouse=True)
+def elsewhere(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+
+@pytest.mark.qmpsnap(reset="boot")
+@pytest.mark.parametrize("number", range(2))
+def test_boots(vm, number):
+    assert number == 0
+"""
+
 LINK = """
 import pytest, qmpsnap
 from dataclasses import replace
@@ -134,6 +158,14 @@ def test_machine_is_booted_anew_after_a_test_whose_settings_no_reset_undoes(suit
     assert (ended.code, ended.counts["passed"]) == (0, 6)
     assert "6 boot(s), 0 reset(s)" in ended.out
     assert [reason for reason in REASONS if reason not in ended.out] == []
+    assert suite.left() == NOTHING
+
+
+def test_paths_are_found_and_failures_are_kept_where_pytest_was_started(tmp_path, temporary):
+    suite = Suite(QEMUS[0], tmp_path, temporary)
+    ended = suite.run(RELATIVE, "--qmpsnap-artifacts=kept", cwd=suite.folder)
+    assert (ended.code, ended.counts["passed"], ended.counts["failed"]) == (1, 1, 1)
+    assert [folder.name for folder in (suite.folder / "kept").iterdir()] == ["test_it.py-test_boots-1"]
     assert suite.left() == NOTHING
 
 

@@ -128,7 +128,12 @@ def qmpsnap_in_use(
     from qmpsnap.testing.shared.source import Overrides, source_of  # noqa: PLC0415
 
     options = qmpsnap_options
-    overrides = Overrides(qemu=options.qemu, accel=options.accel, memory_mib=options.memory_mib)
+    overrides = Overrides(
+        cwd=str(request.config.invocation_params.dir),  # a test may have changed the current one
+        qemu=options.qemu,
+        accel=options.accel,
+        memory_mib=options.memory_mib,
+    )
     source = source_of(qmpsnap_machine, qmpsnap_disks, qmpsnap_ready, overrides=overrides)
     key = qmpsnap_machine, qmpsnap_disks, qmpsnap_ready
     in_use = qmpsnap_pool.begin(key, source, _reset_of(request.node), test=request.node.nodeid)
@@ -311,7 +316,7 @@ def pytest_runtest_makereport(
     if report.failed and report.when != "teardown" and _IN_USE in item.stash:
         options = _options(item.config)
         root = options.artifacts or str(item.config._tmp_path_factory.getbasetemp() / "qmpsnap")  # type: ignore[attr-defined]  # noqa: SLF001
-        folder = Path(root).absolute() / reports.folder_name(item.nodeid)
+        folder = item.config.invocation_params.dir / root / reports.folder_name(item.nodeid)
         text = reports.keep_failed(item.stash[_IN_USE], folder, overlays=options.keep)
         report.sections.append(("qmpsnap", text))
     return report

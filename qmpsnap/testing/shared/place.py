@@ -52,17 +52,25 @@ def unwritable(files: Collection[str]) -> Iterator[None]:
         yield
 
 
-async def read_bases(disks: Mapping[str, str], formats: Mapping[str, str]) -> tuple[Base, ...]:
+async def read_bases(
+    disks: Mapping[str, str], formats: Mapping[str, str], *, cwd: str = ""
+) -> tuple[Base, ...]:
     """Read the headers of the images that a machine's disks are based on.
+
+    Args:
+        disks: The image of each disk.
+        formats: The format of each image; needed unless its name ends in ".qcow2".
+        cwd: The directory that a relative path counts from; "": the current one.
 
     Raises:
         Refused: When an image cannot be used; see `qmpsnap.offline`.
     """
     try:
-        chains = await in_thread(partial(read_chains, disks, formats=formats))
+        files = {disk: str(Path(cwd, file)) for disk, file in disks.items()}
+        chains = await in_thread(partial(read_chains, files, formats=formats))
     except NotFound as error:
         if not error.hint and not all(map(os.path.isabs, disks.values())):
-            error.hint = f"a relative path counts from {str(Path.cwd())!r}, where pytest was started"
+            error.hint = f"a relative path counts from {str(Path.cwd() / cwd)!r}, where pytest was started"
         raise
     except UnsafeImage as error:
         reword(error, {"format": 'give "{2}": (PATH, "{1}")'})

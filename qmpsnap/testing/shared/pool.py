@@ -52,6 +52,7 @@ class Source:
         formats: "raw" or "qcow2" of each image; needed unless its name ends in ".qcow2".
         ready: Text on the console of a guest that is ready, or a coroutine function that is called with the
             VM and returns then; None: our own guest is ready when it answers, any other at once.
+        cwd: The directory that relative paths of images count from; "": the current one.
         repeatable: Whether two can run at once: neither names a port or a file of the host that the other
             names, too, except for the images.
     """
@@ -63,12 +64,14 @@ class Source:
         formats: Mapping[str, str],
         ready: str | Callable[[VM], Awaitable[object]] | None,
         *,
+        cwd: str = "",
         repeatable: bool = False,
     ) -> None:
         self.launcher: Final = launcher
         self.disks: Final = disks
         self.formats: Final = formats
         self.ready: Final = ready
+        self.cwd: Final = cwd
         self.repeatable: Final = repeatable
 
 
@@ -142,7 +145,7 @@ class Pool:
         return InUse(self._portal, machine, booted)
 
     def _add(self, key: object, source: Source) -> _Owned:
-        bases = call(self._portal, read_bases, source.disks, source.formats)
+        bases = call(self._portal, partial(read_bases, source.disks, source.formats, cwd=source.cwd))
         with ExitStack() as stack:
             stack.enter_context(unwritable([file for base in bases for file in base.files]))
             machine = self._machine(source, bases, None)

@@ -39,11 +39,13 @@ class Overrides:
     """The options of the command line or the ini file that change every described machine.
 
     Attributes:
+        cwd: The directory that relative paths count from, in which QEMU runs; "": the current one.
         qemu: The system emulator, its directory, or "" for the machine's own.
         accel: kvm or tcg; "": the machine's own.
         memory_mib: Size of its memory in MiB; 0: the machine's own.
     """
 
+    cwd: str = ""
     qemu: str = ""
     accel: str = ""
     memory_mib: int = 0
@@ -53,7 +55,7 @@ class Overrides:
         accel = cast("Accelerator | None", self.accel or None)
         return replace(
             machine,
-            qemu=find_qemu(self.qemu or str(machine.qemu)),
+            qemu=find_qemu(self.qemu or str(machine.qemu), cwd=self.cwd),
             accel=accel or machine.accel or accelerator(),
             memory_mib=self.memory_mib or machine.memory_mib,
         )
@@ -85,17 +87,17 @@ def source_of(machine: object, disks: Mapping[str, object], ready: object, *, ov
     # A function of the suite's would run beside a test, and may use what that test uses.
     repeatable = isinstance(machine, Machine) and _is_repeatable(machine) and not callable(ready)
     if isinstance(machine, Machine):
-        disk_list, launcher = machine.disks, launcher_of_machine(overrides.of(machine))
+        disk_list, launcher = machine.disks, launcher_of_machine(overrides.of(machine), cwd=overrides.cwd)
     elif callable(machine):
         launcher = cast("Launcher", machine)
     elif isinstance(machine, list | tuple):
         _refuse_other_disks(machine, disk_list)
-        launcher = partial(_launch, machine)
+        launcher = partial(_launch, machine, overrides.cwd)
     else:
         refuse("qmpsnap_machine", machine, "return a qmpsnap.Machine, a command line, or a launcher")
     files = {disk.name: path_text("file", disk.file) for disk in disk_list}
     formats = {disk.name: disk.format for disk in disk_list}
-    return Source(launcher, files, formats, ready, repeatable=repeatable)
+    return Source(launcher, files, formats, ready, cwd=overrides.cwd, repeatable=repeatable)
 
 
 def _is_repeatable(machine: Machine) -> bool:
@@ -103,8 +105,13 @@ def _is_repeatable(machine: Machine) -> bool:
     return not machine.arguments and all(nic.netdev == "user" for nic in machine.nics)
 
 
-def launcher_of_machine(machine: Machine) -> Launcher:
-    """Return a launcher whose QEMUs put the console's log, and a socket for each port, in their directory."""
+def launcher_of_machine(machine: Machine, *, cwd: str = "") -> Launcher:
+    """Return a launcher whose QEMUs put the console's log, and a socket for each port, in their directory.
+
+    Args:
+        machine: The machine.
+        cwd: The directory in which QEMU runs; "": the current one.
+    """
 
     def launcher(start: Start) -> AbstractAsyncContextManager[VM]:
         place = Path(start.directory)
@@ -113,7 +120,7 @@ def launcher_of_machine(machine: Machine) -> Launcher:
             console=f"file,path={escaped(place / CONSOLE_LOG)},append=on",
             ports={name: f"socket,path={escaped(place / name)},server=on,wait=off" for name in machine.ports},
         )
-        return launch(argv, log=place / "qemu.log")
+        return launch(argv, log=place / "qemu.log", cwd=cwd or None)
 
     return launcher
 
@@ -128,8 +135,8 @@ def _refuse_other_disks(argv: Sequence[str], disks: Sequence[MachineDisk]) -> No
         raise
 
 
-def _launch(argv: Sequence[str], start: Start) -> AbstractAsyncContextManager[VM]:
-    return launch(argv, start=start)
+def _launch(argv: Sequence[str], cwd: str, start: Start) -> AbstractAsyncContextManager[VM]:
+    return launch(argv, start=start, cwd=cwd or None)
 
 
 def _disks(files: Mapping[str, object]) -> Sequence[MachineDisk]:
@@ -140,16 +147,21 @@ def _disks(files: Mapping[str, object]) -> Sequence[MachineDisk]:
     return disks
 
 
-def find_qemu(given: str) -> str:
+def find_qemu(given: str, *, cwd: str = "") -> str:
     """Return the path of a system emulator.
 
     Args:
         given: Its path, its name on PATH, or its directory.
+        cwd: The directory that a relative path counts from; "": the current one.
 
     Raises:
         Unsupported: When there is none.
     """
-    program = shutil.which(f"{given}/{_QEMU}" if Path(given).is_dir() else given)
+    directory = Path(cwd, given)
+    if directory.is_dir():
+        program = shutil.which(directory / _QEMU)
+    else:
+        program = shutil.which(directory if "/" in given else given)
     if program is None:
         raise Unsupported(
             f"there is no QEMU {given!r}",

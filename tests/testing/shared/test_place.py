@@ -51,6 +51,9 @@ async def test_image_that_is_not_found_is_refused_with_where_its_path_counts_fro
         await read_bases({"vda": "base.qcow2"}, {"vda": "qcow2"})
     assert caught.value.hint == f"a relative path counts from {str(tmp_path)!r}, where pytest was started"
     with pytest.raises(NotFound) as caught:
+        await read_bases({"vda": "base.qcow2"}, {"vda": "qcow2"}, cwd="/suite")
+    assert caught.value.hint == "a relative path counts from '/suite', where pytest was started"
+    with pytest.raises(NotFound) as caught:
         await read_bases({"vda": str(tmp_path / "base.qcow2")}, {"vda": "qcow2"})
     assert caught.value.hint == ""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from qmpsnap.errors import BadArgument, Unsupported
@@ -124,13 +126,18 @@ def test_missing_qemu_names_the_way_out():
     assert "--qmpsnap-qemu" in caught.value.hint
 
 
+@each("given", ["bin", "bin/qemu-system-x86_64", "./bin"])
+def test_relative_path_of_qemu_counts_from_the_directory_where_pytest_was_started(qemu, given):
+    assert Path(find_qemu(given, cwd=str(qemu.parents[1]))) == qemu
+
+
 def test_described_machine_has_its_console_and_ports_in_the_directory(monkeypatch):
     started = []
-    monkeypatch.setattr(source, "launch", lambda argv, *, log: started.append((argv, str(log))))
+    monkeypatch.setattr(source, "launch", lambda argv, *, log, cwd: started.append((argv, str(log), cwd)))
     machine = Machine(qemu="/q", accel="tcg", ports=("org.x.0",))
-    source.launcher_of_machine(machine)(Start(directory="/d,1", monitors=("/d,1/qmp0",)))
-    ((argv, log),) = started
-    assert log == "/d,1/qemu.log"
+    source.launcher_of_machine(machine, cwd="/suite")(Start(directory="/d,1", monitors=("/d,1/qmp0",)))
+    ((argv, log, cwd),) = started
+    assert (log, cwd) == ("/d,1/qemu.log", "/suite")
     assert "file,id=console,path=/d,,1/console.log,append=on" in argv
     assert "socket,id=port0,path=/d,,1/org.x.0,server=on,wait=off" in argv
     assert "unix:/d,,1/qmp0,server=on,wait=off" in argv
