@@ -129,7 +129,8 @@ async def copy_is_cut_by_a_cancel_and_by_a_revert(vm, monkeypatch) -> None:
         patch.setattr(guests, "_SILENCE_S", math.inf)  # the next call knows what the guest waits for
         assert await guest.run("echo next") == "next"
     await vm.revert("cut")
-    assert await guest.quick("echo reverted") == "reverted"
+    await guest.reseed(clock=True)  # it is lost, and sent again once the guest waits no more for the copy
+    assert (await stale(guest))[1] <= 3
     await guest.write_file("/tmp/whole", bytes(range(256)) * 8000)
     port.full, port.gives = anyio.Event(), 600_000
     async with anyio.create_task_group() as tasks:

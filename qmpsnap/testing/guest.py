@@ -23,7 +23,7 @@ from qmpsnap.errors import GuestFailed
 from qmpsnap.testing.guest_command import main
 from qmpsnap.testing.initramfs import SEEDER, STARTED
 from qmpsnap.testing.seeder import new_seeder
-from qmpsnap.testing.shell import MIB, Ran, Shell, check_script, output_of, shorten, whole_seconds
+from qmpsnap.testing.shell import MIB, Ran, Shell, check_script, now_set, output_of, shorten, whole_seconds
 from qmpsnap.testing.witness import Witness
 from qmpsnap.testing.writer import BLOCK_BYTES, Writes
 from qmpsnap.vm import VM
@@ -97,13 +97,22 @@ class Guest(Shell):
             ran = await self._ask(script, limit=0, patience=patience, mark=mark, size=size)
             return output_of(script, ran)
 
-    async def quick(self, script: str) -> str:
+    async def quick(self, script: str | Callable[[], str]) -> str:
         """Run a script of a few builtins that prints one line; 3 ms under TCG, where `run` takes 11.
 
         It has no time limit in the guest: a script that does not end blocks the guest's agent.
+
+        Args:
+            script: The script; or what returns it, called each time that it is sent: one that was lost is
+                sent again, some seconds later.
         """
         patience = _GRACE_S + _RAW_LIMIT_S  # if it was reverted to where it waits for that
-        return output_of(script, await self._ask(script, limit=0, patience=patience)).decode()
+        ran = await self._ask(script, limit=0, patience=patience)
+        return output_of(_text(script), ran).decode()
+
+    async def set_clock(self) -> None:
+        """Set the guest's clock, as `Shell.set_clock` says."""
+        await self.quick(now_set)
 
     async def reseed(self, *, clock: bool = False) -> None:
         """Seed the random number generator, and set the clock, as `Shell.reseed` says; some 50 ms under TCG.
@@ -111,11 +120,16 @@ class Guest(Shell):
         The program is written into a file that may be run already (see `initramfs`), so nothing has to be
         decoded, made executable or removed, each of which would be a process.
         """
-        octal = "".join(f"\\{byte:03o}" for byte in new_seeder(clock=clock))
-        await self.quick(
-            f"[ -x {SEEDER} ] || {{ : > {SEEDER}; chmod 700 {SEEDER}; }}\n"  # the guest of an older template
-            f"printf '{octal}' > {SEEDER} && {SEEDER} && : > {SEEDER}"
-        )
+
+        def script() -> str:  # with the time of the moment in which it is sent
+            octal = "".join(f"\\{byte:03o}" for byte in new_seeder(clock=clock))
+            return (
+                # The guest of an older template has no such file.
+                f"[ -x {SEEDER} ] || {{ : > {SEEDER}; chmod 700 {SEEDER}; }}\n"
+                f"printf '{octal}' > {SEEDER} && {SEEDER} && : > {SEEDER}"
+            )
+
+        await self.quick(script)
 
     async def wait_ready(self, *, limit: float = 120.0) -> str:
         """Return the guest's boot id as soon as it answers."""
@@ -218,7 +232,7 @@ class Guest(Shell):
 
     async def _ask(
         self,
-        script: str,
+        script: str | Callable[[], str],
         *,
         limit: int,
         patience: float,
@@ -231,7 +245,7 @@ class Guest(Shell):
         """Run a script in the guest, until it has ended, or the guest has.
 
         Args:
-            script: The script.
+            script: The script, or what returns it each time that it is sent.
             limit: Seconds that it has in the guest; 0: it is evaluated by the agent's own shell.
             patience: Seconds until it must be answered.
             most: Largest size of its output, in bytes.
@@ -240,7 +254,7 @@ class Guest(Shell):
             mark: A line that the script itself writes to the port, and after it its output.
             size: Size of that output, in bytes.
         """
-        with self._witness.watch(script, wanted=wanted):
+        with self._witness.watch(_text(script), wanted=wanted):
             return await self._exchange(
                 script, limit=limit, patience=patience, most=most, raw=raw, mark=mark, size=size
             )
@@ -248,7 +262,7 @@ class Guest(Shell):
 
     async def _exchange(
         self,
-        script: str,
+        script: str | Callable[[], str],
         *,
         limit: int,
         patience: float,
@@ -257,23 +271,24 @@ class Guest(Shell):
         mark: str = "",
         size: int = 0,
     ) -> Ran:
-        text = script.strip(" ")
         token = secrets.token_hex(4)
-        # A byte more than what is asked for tells whether there is more.
-        request = f"{_EOT}{token} {limit} {most + 1} {len(text.encode())} {text}{_EOT}"
+        text = ""
         async with self._lock:
             try:
                 with anyio.fail_after(patience):
                     answer = None
                     while answer is None:
+                        text = _text(script).strip(" ")
+                        # A byte more than what is asked for tells whether there is more.
+                        request = f"{_EOT}{token} {limit} {most + 1} {len(text.encode())} {text}{_EOT}"
                         await self._send(request.encode(), raw)
-                        answer = await self._answer(token, script, mark, size)
+                        answer = await self._answer(token, text, mark, size)
             except TimeoutError as error:
-                message = f"the guest did not answer {shorten(script)!r} within {patience:g} s"
-                raise await self._witness.explain(message, script) from error
+                message = f"the guest did not answer {shorten(text)!r} within {patience:g} s"
+                raise await self._witness.explain(message, text) from error
             except (anyio.EndOfStream, anyio.BrokenResourceError) as error:
                 message = "the guest's port was closed, as by the end of QEMU"
-                raise await self._witness.explain(message, script) from error
+                raise await self._witness.explain(message, text) from error
         status, output = answer
         return Ran(status, output[:most], cut=len(output) > most)
 
@@ -340,6 +355,10 @@ class Guest(Shell):
         line = self._received[:end].decode(errors="replace")
         del self._received[: end + 1]
         return line
+
+
+def _text(script: str | Callable[[], str]) -> str:
+    return script if isinstance(script, str) else script()
 
 
 class Writer:

@@ -122,8 +122,7 @@ class Shell(ABC):
         Raises:
             GuestFailed: When it cannot be set, for example because the user is not root.
         """
-        now = time.time()
-        await self.run(f"date -u -s @{now:.3f} 2> /dev/null || date -u -s @{now:.0f}")
+        await self.run(now_set())
 
     async def reseed(self, *, clock: bool = False) -> None:
         """Give the guest's random number generator 64 random bytes of this host; it takes a new key at once.
@@ -262,6 +261,12 @@ class Shell(ABC):
 
     def _piece_script(self, name: str, number: int) -> str:
         return f"dd if={name} bs={self._piece_bytes} skip={number} count=1 2> /dev/null"
+
+
+def now_set() -> str:
+    """Return a script that sets a guest's clock to the present time."""
+    now = time.time()
+    return f"date -u -s @{now:.3f} 2> /dev/null || date -u -s @{now:.0f}"
 
 
 def output_of(script: str, ran: Ran, *, at_limit: bool = True) -> bytes:

@@ -268,7 +268,7 @@ class _GuestThere(Guest):
         self._portal = portal
         self._original = guest
 
-    async def _ask(self, script: str, **options: Any) -> Ran:  # noqa: ANN401 - the original's
+    async def _ask(self, script: str | Callable[[], str], **options: Any) -> Ran:  # noqa: ANN401 - as there
         return await self._there(partial(self._original._ask, script, **options))  # noqa: SLF001
 
     async def _wait_boot(self, *, not_this: str, limit: float) -> str:
