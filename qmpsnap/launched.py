@@ -187,15 +187,15 @@ async def launch(
     name: str = "",
     record: str | os.PathLike[str] | None = None,
 ) -> AsyncIterator[LaunchedVM]:
-    """Start QEMU as a child process and connect to it; it ends with the block, as does all that it started.
+    """Start QEMU as a child process, and connect to it; it ends with the block, and all that it started, too.
 
     QEMU also ends when this process is killed. Its monitor, its console and its ports are socket pairs, which
     no other process can use; `qmp` gives it a second monitor for other clients.
 
     Args:
         machine: A description, or the program and its arguments; `launch` adds its own monitor.
-        start: How this QEMU differs from another one of the same machine, so that both can run at once:
-            sockets and logs that only one process can have go into `start.directory` (`qmp`, `console.log`,
+        start: How this QEMU has to differ from another one of the same machine, so that both can run at once.
+            Sockets and logs that only one process can have go into `start.directory` (`qmp`, `console.log`,
             `qemu.log`, unless you name others), or are left out. None: it does not differ.
         qmp: Path of a unix socket for other clients, at most 107 bytes long; it is created, mode 0600, and
             removed at the end.
@@ -287,7 +287,7 @@ def launcher_of(
     state_dir: str | os.PathLike[str] | None = None,
     name: str = "",
 ) -> Launcher:
-    """A launcher that runs a command, such as a script, which best starts QEMU by exec.
+    """A launcher that runs a command, such as a script, which should start QEMU by `exec`.
 
     The command is called with further arguments, which it has to pass on to QEMU ("$@" in a shell), and with
     these variables: QMPSNAP_DISK_NAME, the image of the disk NAME (each character of NAME that is not an

@@ -151,7 +151,7 @@ def clone(directory: str, keep: str | None) -> None:
 )
 @click.argument("count", metavar="N", type=click.IntRange(min=1))
 @click.option(
-    "--of", type=MOMENT, metavar="NAME", help="Checkpoint to go on from. [default: the state of now]"
+    "--of", type=MOMENT, metavar="NAME", help="Checkpoint to go on from. [default: the present state]"
 )
 @dry_run
 def fork(count: int, of: str | None) -> None:
