@@ -18,6 +18,7 @@ LOAD_STATE = "load it: qmpsnap restore FILE, or qmpsnap revert NAME --into-incom
 RUNS_AGAIN = (
     "qmpsnap cont --after-migration resumes the guest; the saved state no longer matches its disks then"
 )
+ONE_MORE_MONITOR = "give QEMU one more monitor at its next start: -qmp unix:PATH,server=on,wait=off"
 
 _GIVEN_UP = (
     "QEMU has deactivated its images: if VM state was saved, qmpsnap cont --after-migration resumes "

@@ -30,6 +30,11 @@ class HostProcess(JsonStruct, frozen=True):
     program: str = ""
     user: str = ""
 
+    @property
+    def is_qmpsnap(self) -> bool:
+        """Whether it is a command of qmpsnap's."""
+        return "qmpsnap" in self.program.split()
+
     def __str__(self) -> str:
         """The process as a phrase for messages: "process 4242 (qemu-system-x86_64, user alice)"."""
         details = ", ".join([self.program or "?", *([f"user {self.user}"] if self.user else [])])

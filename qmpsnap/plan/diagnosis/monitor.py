@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from qmpsnap.model.hints import ONE_MORE_MONITOR
 from qmpsnap.model.host_process import HostProcess
 from qmpsnap.plan.diagnosis.facts import Case, Facts
 
@@ -17,12 +18,12 @@ def monitor_held(facts: Facts) -> Iterator[Case]:
     are = "are" if len(seen.clients) > 1 else "is"
     cause = f"{names} {are} connected to it, and QEMU serves one client at a time"
     match seen.clients:
-        case (HostProcess() as client,) if "qmpsnap" in client.program.split():
+        case (HostProcess() as client,) if client.is_qmpsnap:
             advice = "it rolls back what it is at work on; or wait until it ends"
             yield Case(seen.address, cause, ("kill", str(client.pid)), advice)
         case _:
-            another = "give QEMU one more monitor at its next start: -qmp unix:PATH,server=on,wait=off"
-            yield Case(seen.address, cause, advice=f"end that client if nobody needs it, or {another}")
+            advice = f"end that client if nobody needs it, or {ONE_MORE_MONITOR}"
+            yield Case(seen.address, cause, advice=advice)
 
 
 def monitor_silent(facts: Facts) -> Iterator[Case]:

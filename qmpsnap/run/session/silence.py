@@ -9,15 +9,12 @@ from functools import partial
 
 from msgspec import Struct
 
+from qmpsnap.model.hints import ONE_MORE_MONITOR
 from qmpsnap.model.host_process import HostProcess
 from qmpsnap.run.disk import in_thread
 from qmpsnap.run.proc import is_stopped
 from qmpsnap.run.session.dial import Address, tcp_place
 from qmpsnap.run.sockets import clients_of, is_numeric, tcp_clients_of
-
-_OTHERS_CLIENT = (
-    "end that client, or start QEMU with one more -qmp: it serves one client at a time on each monitor"
-)
 
 
 class Silence(Struct, frozen=True):
@@ -46,7 +43,7 @@ async def why_silent(address: Address, pid: int | None = None, *, peer: object =
 def _why_silent(address: Address, pid: int | None, peer: object) -> Silence:
     clients = _clients(address, peer)
     if clients is not None:
-        return Silence(f": {_connected(clients)} connected to it", _OTHERS_CLIENT)
+        return Silence(f": {_connected(clients)} connected to it", _way(clients))
     if pid is not None and is_stopped(pid):
         return Silence(f": QEMU (process {pid}) is stopped", f"let it continue: kill -CONT {pid}")
     return Silence()
@@ -62,6 +59,16 @@ def _clients(address: Address, peer: object) -> tuple[HostProcess | str, ...] | 
         return tcp_clients_of(peer[0], peer[1])
     # A name is not looked up: that is what may have taken so long.
     return tcp_clients_of(*place) if place is not None and is_numeric(place[0]) else None
+
+
+def _way(clients: tuple[HostProcess | str, ...]) -> str:
+    """What to do about the clients: one of ours is connected until its operation ends, as a backup does."""
+    match clients:
+        case (HostProcess() as client,) if client.is_qmpsnap and client.pid != os.getpid():
+            way = "wait until that command ends (a backup holds the monitor until its copy is complete)"
+        case _:
+            way = "end that client"
+    return f"{way}; to connect meanwhile, {ONE_MORE_MONITOR}: it serves one client at a time on each"
 
 
 def _connected(clients: Iterable[HostProcess | str]) -> str:

@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 from contextlib import closing
 
 import pytest
@@ -23,6 +24,30 @@ async def test_why_silent_names_the_client_of_a_tcp_monitor():
             assert found == await why_silent(text)
     assert found.fact == ": this process itself is connected to it"
     assert "one client at a time" in found.hint
+
+
+@pytest.fixture(params=["qmpsnap", "another"])
+def held(request, tmp_path):
+    """The name of a program, and a socket to which it is connected."""
+    path, program = str(tmp_path / "qmp"), tmp_path / request.param
+    program.write_text(
+        "import socket, sys\ns = socket.socket(socket.AF_UNIX)\ns.connect(sys.argv[1])\ns.recv(1)\n"
+    )
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen()
+        with subprocess.Popen([sys.executable, program, path]) as client, closing(listener.accept()[0]):
+            yield request.param, path
+            client.kill()
+
+
+async def test_why_silent_does_not_advise_to_end_a_command_of_ours(held):
+    name, path = held
+    found = await why_silent(path)
+    assert f" {name}, user " in found.fact
+    way = "wait until that command ends (a backup holds" if name == "qmpsnap" else "end that client; "
+    assert found.hint.startswith(way)
+    assert "-qmp unix:PATH,server=on,wait=off" in found.hint
 
 
 async def test_why_silent_names_no_client_of_another_host_s_port():
