@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from functools import partial
+from pathlib import Path
 
 import anyio
 import pytest
 
-from integration.known_images import QEMUS
+from integration.known_images import MIB, QEMUS
 from qmpsnap.errors import GuestFailed
 from qmpsnap.model.machine_description import MachineDisk
 from qmpsnap.testing.guest import open_guest
@@ -83,6 +85,26 @@ def test_plain_test_forks_its_machine(vm):
     with vm.fork(2) as children:
         assert [child.vm.status().running for child in children] == [True, True]
     assert vm.graph().chains() == before
+
+
+async def test_children_have_the_memory_of_a_guest_that_writes_while_it_is_forked(vm, guest):
+    """The file of that memory takes no space for what is zero."""
+    await guest.run("head -c 8000000 /dev/urandom > /tmp/random; sha256sum /tmp/random > /tmp/sum")
+    await guest.run("while head -c 2000000 /tmp/random > /tmp/copy; do echo >> /tmp/count; done &")
+    count = "wc -c < /tmp/count"
+    async with vm.fork(2) as children:
+        async for child in children:
+            argv = Path(f"/proc/{child.vm.pid}/cmdline").read_text()
+            (socket,) = re.findall(rf"path=([^,\0]*/{PORT_NAME})", argv)
+            async with open_guest(socket) as other:
+                assert await other.run("sha256sum -c /tmp/sum") == "/tmp/random: OK"
+                before = await other.run(count)
+                more = f'until [ "$({count})" -gt {before} ]; do usleep 10000; done; echo more'
+                assert await other.run(more) == "more"
+        maps = Path(f"/proc/{child.vm.pid}/maps").read_text().splitlines()
+        (file,) = {line.split()[-1] for line in maps if line.endswith("/template/memory")}
+        status = Path(file).stat()
+    assert (status.st_size, status.st_blocks * 512 < 112 * MIB) == (128 * MIB, True)
 
 
 async def test_machine_is_reverted_in_another_qemu(vm):

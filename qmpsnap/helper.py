@@ -7,7 +7,7 @@ import os
 import posixpath
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, TypeVar
@@ -20,7 +20,7 @@ from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.hints import command
 from qmpsnap.model.kept_state import KeptState
 from qmpsnap.model.names import disk_part
-from qmpsnap.model.start import GuestMemory, Start
+from qmpsnap.model.start import RAM_ID, GuestMemory, Start
 from qmpsnap.model.view import DiskView
 from qmpsnap.one_machine import M, OneMachine, Starter
 from qmpsnap.plan.intent import Load
@@ -30,6 +30,7 @@ from qmpsnap.run.disk import in_thread, made_in_thread
 from qmpsnap.run.fifo import Fifo, opened
 from qmpsnap.run.images import Images
 from qmpsnap.run.os_errors import unusable
+from qmpsnap.run.ram_file import ram_file
 from qmpsnap.run.scratch import Scratch
 
 _PATIENCE: Final = 3.0  # seconds
@@ -134,7 +135,7 @@ async def loaded(
             else:
                 fifo = posixpath.join(place, "stream")
                 load = Load(source.name, source.foreseen, disks, fifo=fifo)
-                async with loading(helper, load) as go_on:
+                async with loading(helper, load, memory=memory) as go_on:
                     await source.begun()
                     inode = await _while_written(source, source.foreseen.partial, go_on, begun)
                 if (state := await source.state()).inode != inode:
@@ -166,7 +167,9 @@ async def _while_written(
 
 
 @asynccontextmanager
-async def loading(vm: OneMachine, load: Load) -> AsyncIterator[Callable[[int], Coroutine[Any, Any, None]]]:
+async def loading(
+    vm: OneMachine, load: Load, *, memory: GuestMemory | None = None
+) -> AsyncIterator[Callable[[int], Coroutine[Any, Any, None]]]:
     """Begin to load VM state that is not there yet; it comes through the FIFO of `load`, which is created.
 
     If the block ends before all has come, the QEMU ends, too.
@@ -174,10 +177,13 @@ async def loading(vm: OneMachine, load: Load) -> AsyncIterator[Callable[[int], C
     Args:
         vm: The QEMU, of which nothing is kept.
         load: What it loads.
+        memory: The file that is its memory, and is empty so far: we write what belongs there, which is
+            quicker, and leaves out what is zero. None: QEMU loads all.
 
     Yields:
         A function that takes the descriptor of the file, which another QEMU may still be writing, and returns
-        once all is loaded. It raises what the load raises, and InvalidTarget when the file cannot be read.
+        once all is loaded. It raises what the load raises, and InvalidTarget when the file cannot be read, or
+        the memory not be written.
     """
     try:
         fifo = Fifo(load.fifo)
@@ -187,13 +193,14 @@ async def loading(vm: OneMachine, load: Load) -> AsyncIterator[Callable[[int], C
     task.add_done_callback(lambda _: fifo.stop())
 
     async def go_on(file: int) -> None:
-        await in_thread(partial(fifo.pass_on, file), stop=fifo.stopped)
+        with nullcontext() if memory is None else ram_file(memory.file, RAM_ID, memory.size_bytes) as ram:
+            await in_thread(partial(fifo.pass_on, file, ram), stop=fifo.stopped)
         try:
             await asyncio.shield(task)
         except QmpsnapError as error:
-            if fifo.error is not None:
+            if isinstance(fifo.error, OSError):
                 raise unusable(load.state.file, fifo.error, "read") from error
-            raise
+            raise fifo.error or error from error
 
     try:
         yield go_on

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Final
 
+from qmpsnap.errors import InvalidTarget
+from qmpsnap.run.ram_file import PART_BYTES, RamFile
 from qmpsnap.run.safe_open import create_fifo, open_fifo, open_file
 
 _LOOK: Final = 0.001  # seconds between two looks: each passes on what was written, and no event tells of that
@@ -27,7 +29,7 @@ class Fifo:
 
     Attributes:
         path: The FIFO, which QEMU has to open.
-        error: Why the file could not be read to its end; None: nothing has failed so far.
+        error: Why not all could be passed on; None: nothing has failed so far.
         stopped: Set to let `pass_on` return.
     """
 
@@ -38,7 +40,7 @@ class Fifo:
             OSError: When that fails.
         """
         self.path = path
-        self.error: OSError | None = None
+        self.error: OSError | InvalidTarget | None = None
         self.stopped = threading.Event()
         self._passing = threading.Lock()
         with ExitStack() as stack:
@@ -48,17 +50,18 @@ class Fifo:
             self._writer: int | None = open_fifo(path, write=True)
             stack.pop_all()
 
-    def pass_on(self, file: int) -> None:
+    def pass_on(self, file: int, memory: RamFile | None = None) -> None:
         """Return when all was passed on and nobody writes the file any more, or after `stop`.
 
         Args:
             file: Descriptor of the file, which a QEMU that writes it has locked.
+            memory: Gets the guest's memory, which then is not passed on; None: all is passed on.
         """
         with self._passing:
             try:
                 if self._writer is not None:
-                    self._copy(file, self._writer)
-            except OSError as error:
+                    self._copy(file, self._writer, memory)
+            except (OSError, InvalidTarget) as error:
                 self.error = error
             self._end()
 
@@ -79,22 +82,41 @@ class Fifo:
             os.close(self._writer)
             self._writer = None
 
-    def _copy(self, file: int, writer: int) -> None:
+    def _copy(self, file: int, writer: int, memory: RamFile | None) -> None:
         with suppress(OSError):
             fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
         pause = _LOOK * min(1.0, fcntl.fcntl(writer, fcntl.F_GETPIPE_SZ) / _PIPE_BYTES)
         closed = False
         while not self.stopped.is_set():
-            try:
-                moved = os.splice(file, writer, _PIPE_BYTES, flags=os.SPLICE_F_NONBLOCK)
-            except BlockingIOError:  # the FIFO is full
-                moved = 1
+            if memory is None:
+                moved = _splice(file, writer)
+            elif moved := memory.take(file):
+                self._send(writer, b"".join(memory.rest), pause)
             if not moved:
                 if closed:
                     return
                 if closed := _is_closed(file):  # then what it has written before is passed on, too
                     continue
+            elif memory is not None and moved > PART_BYTES // 2:  # there is more, and the FIFO has room
+                continue
             self.stopped.wait(pause)
+
+    def _send(self, writer: int, data: bytes, pause: float) -> None:
+        """Write all of it, unless this is stopped."""
+        rest = memoryview(data)
+        while rest and not self.stopped.is_set():
+            try:
+                rest = rest[os.write(writer, rest) :]
+            except BlockingIOError:  # the FIFO is full
+                self.stopped.wait(pause)
+
+
+def _splice(file: int, writer: int) -> int:
+    """Pass on what the FIFO takes at once; return 0 if there was nothing."""
+    try:
+        return os.splice(file, writer, _PIPE_BYTES, flags=os.SPLICE_F_NONBLOCK)
+    except BlockingIOError:  # the FIFO is full
+        return 1
 
 
 def _is_closed(file: int) -> bool:

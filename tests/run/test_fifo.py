@@ -8,8 +8,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from qmpsnap.errors import InvalidTarget
 from qmpsnap.run.fifo import Fifo, opened
+from qmpsnap.run.ram_file import ram_file
 from qmpsnap.run.safe_open import open_fifo
+from tests.model.test_ram_stream import BEGIN, DEVICES, EOS, FOOTER, PAGE, SIZE, B, page
+from tests.model.test_ram_stream import PART as PART_OF_MEMORY
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -116,7 +120,7 @@ def test_fifo_says_why_a_file_cannot_be_read(
     with opened(str(written.name)) as file:
         fifo.pass_on(file)
     assert read(fifo, 10) == b""
-    assert fifo.error is not None
+    assert isinstance(fifo.error, OSError)
     assert fifo.error.errno == 5
 
 
@@ -130,3 +134,41 @@ def test_opened_takes_private_files_alone(written: FileIO) -> None:
     os.fchmod(written.fileno(), 0o644)
     with pytest.raises(OSError, match="it is not a file of ours"), opened(str(written.name)):
         pass
+
+
+def test_fifo_passes_on_only_what_is_not_memory(
+    written: FileIO, fifo: Fifo, threads: ThreadPoolExecutor, tmp_path: Path
+) -> None:
+    """Here that is more than it holds, and the memory is written while the file is."""
+    image = tmp_path / "memory"
+    image.touch(0o600)
+    os.truncate(image, SIZE)
+    more = threading.Event()
+    got = threads.submit(read, fifo, len(BEGIN), more)
+    with opened(str(written.name)) as file, ram_file(str(image), "pc.ram", SIZE) as memory:
+        passing = threads.submit(fifo.pass_on, file, memory)
+        written.write(BEGIN + PART_OF_MEMORY)
+        assert more.wait(LIMIT)
+        written.write(page(1, B, "pc.ram") + EOS + FOOTER + DEVICES + PART * 2)
+        written.close()
+        assert got.result(LIMIT) == BEGIN + PART_OF_MEMORY + EOS + FOOTER + DEVICES + PART * 2
+        passing.result(LIMIT)
+    assert fifo.error is None
+    assert image.read_bytes() == bytes(PAGE) + B + bytes(SIZE - 2 * PAGE)
+
+
+def test_fifo_says_that_the_memory_cannot_be_written(
+    written: FileIO, fifo: Fifo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> int:
+        raise OSError(5, "Input/output error")
+
+    image = tmp_path / "memory"
+    image.touch(0o600)
+    written.write(BEGIN + PART_OF_MEMORY + page(1, B, "pc.ram") + EOS + FOOTER + DEVICES)
+    monkeypatch.setattr(os, "pwritev", fails)
+    with opened(str(written.name)) as file, ram_file(str(image), "pc.ram", SIZE) as memory:
+        fifo.pass_on(file, memory)
+    assert isinstance(fifo.error, InvalidTarget)
+    assert fifo.error.file == str(image)
+    assert read(fifo, 10) == b""
