@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import stat
+import tempfile
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -148,6 +149,29 @@ async def test_template_of_a_child_is_made_once_its_disks_were_copied_to_files_t
             assert (await clone.status()).running
         await template.remove()
     assert qemu.read(vda.active) == content(2)
+
+
+async def test_template_takes_no_space_for_memory_that_is_zero(qemu, images):
+    """On a tmpfs, where a page is allocated when QEMU reads it; of a stream that was written in one go, and
+    one that was written while the guest ran.
+    """
+    vda = images("base <- s1")
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as place:
+        async with parent(qemu, vda.active) as vm:
+            await vm.checkpoint("c1", mode="stop")
+            first = await vm.freeze_template(f"{place}/first", of="c1")
+            second = await vm.freeze_template(f"{place}/second", name="c2")
+            for template in (first, second):
+                status = Path(template.directory, "memory").stat()
+                assert (status.st_size, status.st_blocks * 512 < 32 * MIB) == (64 * MIB, True)
+                async with template.clone() as clone:
+                    assert (await clone.status()).running
+                await template.remove()
+            moments = (await vm.moments()).moments
+            assert {(moment.name, moment.mode) for moment in moments} == {
+                ("c1", "stop"),
+                ("c2", "background"),
+            }
 
 
 async def end_in_a_fork(vm):

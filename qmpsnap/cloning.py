@@ -107,7 +107,7 @@ async def resuming(
         rest, and raises what `resume` raises.
     """
     fifo = posixpath.join(clone.directory, "devices")
-    load = Load(name, state, clone.disks, mapped=True, resume=True, fifo=fifo)
+    load = Load(name, state, clone.disks, mapped=True, resume=True, fifo=fifo, unfinished=True)
     async with loading(clone.vm, load) as go_on:
 
         async def go_on_with(directory: str, record: TemplateRecord) -> None:

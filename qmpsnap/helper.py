@@ -109,7 +109,7 @@ async def loaded(
             reads nothing of them before it has loaded the VM state. It loads a stream while that is being
             written, anything else once the checkpoint is complete; in the block it is complete.
         launcher: Starts the QEMU.
-        memory: The file that becomes its memory; None: memory as the machine has it.
+        memory: The file that becomes its memory, empty so far; None: memory as the machine has it.
         directory: Directory for the temporary files; "": the system's.
         started: Called with the QEMU as soon as it is up; None: no function.
         begun: Called once the layers are no longer written to, before the checkpoint is loaded or meanwhile;
@@ -128,42 +128,50 @@ async def loaded(
         async with launcher(start) as helper:
             if started is not None:
                 await started(helper)
-            if source.foreseen is None:
-                if begun is not None:
-                    await begun()
-                await expendable(helper, helper.do(Load(source.name, await source.state(), disks)))
-            else:
-                fifo = posixpath.join(place, "stream")
-                load = Load(source.name, source.foreseen, disks, fifo=fifo)
+            state = source.foreseen or await source.state()
+            if source.foreseen is not None or (memory is not None and source.stream and state.inode):
+                fifo, unfinished = posixpath.join(place, "stream"), source.foreseen is not None
+                load = Load(source.name, state, disks, fifo=fifo, unfinished=unfinished)
                 async with loading(helper, load, memory=memory) as go_on:
                     await source.begun()
-                    inode = await _while_written(source, source.foreseen.partial, go_on, begun)
+                    inode = await _passed_on(source, go_on, begun)
                 if (state := await source.state()).inode != inode:
                     raise InvalidTarget(f"{state.file!r} is not the file that was loaded", file=state.file)
+            else:
+                if begun is not None:
+                    await begun()
+                await expendable(helper, helper.do(Load(source.name, state, disks)))
             yield helper
 
 
-async def _while_written(
+async def _passed_on(
     source: Source,
-    file: str,
     go_on: Callable[[int], Coroutine[Any, Any, None]],
     begun: Callable[[], Coroutine[Any, Any, None]] | None,
 ) -> int:
-    """Load a stream while it is being written, and work beside that; return the inode of its file."""
+    """Load a stream, which may still be being written, and work beside that; return the inode of its file."""
     with ExitStack() as stack:
-        try:
-            try:
-                descriptor = stack.enter_context(opened(file))
-            except FileNotFoundError:  # it has its final name already
-                file = (await source.state()).file
-                descriptor = stack.enter_context(opened(file))
-        except OSError as error:
-            raise unusable(file, error, "read") from error
+        descriptor = await _stream_of(source, stack)
         if begun is None:
             await go_on(descriptor)
         else:
             await both(partial(go_on, descriptor), begun)
         return os.fstat(descriptor).st_ino
+
+
+async def _stream_of(source: Source, stack: ExitStack) -> int:
+    """Open the file of a stream, by the name that it has until it is complete, or by its final name."""
+    file, inode = "", 0
+    try:
+        if source.foreseen is not None:
+            file = source.foreseen.partial
+            with suppress(FileNotFoundError):  # it is complete by now
+                return stack.enter_context(opened(file))
+        state = await source.state()
+        file, inode = state.file, state.inode
+        return stack.enter_context(opened(file, inode=inode))
+    except OSError as error:
+        raise unusable(file, error, "read") from error
 
 
 @asynccontextmanager

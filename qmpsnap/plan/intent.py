@@ -379,7 +379,8 @@ class Load(_Checked):
         disks: The overlay that each disk has to read, by the disk's name.
         mapped: Whether QEMU maps the memory from a file, so that the state holds only the devices.
         resume: Whether the guest is then resumed.
-        fifo: A FIFO through which the VM state comes while it is still being written; "": it is complete.
+        fifo: A FIFO through which the VM state comes; "": QEMU reads the file itself.
+        unfinished: Whether its file is still being written, so that nothing is known of it; with `fifo` only.
     """
 
     name: Text
@@ -388,6 +389,7 @@ class Load(_Checked):
     mapped: bool = False
     resume: bool = False
     fifo: OptionalPath = ""
+    unfinished: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "disks", Frozen(self.disks))

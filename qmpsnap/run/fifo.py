@@ -130,16 +130,18 @@ def _is_closed(file: int) -> bool:
 
 
 @contextmanager
-def opened(file: str) -> Iterator[int]:
-    """Open a private file of ours to pass it on.
+def opened(file: str, *, inode: int = 0) -> Iterator[int]:
+    """Open a private file of ours, or the one with that inode, to pass it on.
 
     Raises:
-        OSError: When it cannot be opened, or is not one.
+        OSError: When it cannot be opened, or is another one.
     """
     descriptor = open_file(file)
     try:
         status = os.fstat(descriptor)
-        if status.st_uid != os.geteuid() or status.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+        if status.st_ino != inode and (
+            status.st_uid != os.geteuid() or status.st_mode & (stat.S_IRWXG | stat.S_IRWXO)
+        ):
             raise OSError(0, "it is not a file of ours")
         yield descriptor
     finally:

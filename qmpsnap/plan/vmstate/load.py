@@ -39,7 +39,7 @@ _SAME_FILES = "start this QEMU where it sees the same files as qmpsnap: in no ot
 
 def ask(intent: Load, _graph: Graph, _state_dir: str) -> Ask:
     """Return what the planner asks: about the overlays, and the file of VM state."""
-    if intent.fifo:
+    if intent.unfinished:
         return Ask(files=tuple(intent.disks.values()))
     file = intent.state.file
     return Ask(files=(*intent.disks.values(), file), memories=(file,))
@@ -56,8 +56,7 @@ def plan(intent: Load, scene: GuestScene) -> Plan:
     Raises:
         MachineDiffers: When it is another machine, or a disk does not read its overlay.
         Unsupported: When it does not wait for VM state, has run already, or sees other files than we do.
-        InvalidTarget: When the file of VM state is missing, incomplete, or not the checkpoint's. What comes
-            through a FIFO is not known yet.
+        InvalidTarget: When the file of VM state is missing, incomplete, or not the checkpoint's.
     """
     machine, state = scene.machine, intent.state
     refuse_other(machine, state.fingerprint, what=repr(intent.name))
@@ -76,23 +75,16 @@ def plan(intent: Load, scene: GuestScene) -> Plan:
         refuse_store(state, machine, scene, intent.name)
         load, open_steps = load_store(state, token, scene)
         steps, after = (*load, *go_on), undone(open_steps)
-    elif intent.fifo:
-        steps, after = load_steps(
-            machine, intent.fifo, file_number(token), running=intent.resume, mapped=intent.mapped, fifo=True
-        )
     else:
-        note = whole_note(scene.files, state.file)
-        fact = scene.files.memories[state.file]
-        if state.token and not note.id.endswith(state.token):
-            raise InvalidTarget(f"{state.file} is not the VM state of {intent.name!r}", file=state.file)
-        refuse_foreign(fact, state)
+        inode = 0 if intent.unfinished else _whole(intent, scene)
         steps, after = load_steps(
             machine,
-            state.file,
+            intent.fifo or state.file,
             file_number(token),
             running=intent.resume,
-            inode=fact.inode,
+            inode=0 if intent.fifo else inode,
             mapped=intent.mapped,
+            fifo=bool(intent.fifo),
         )
     return Plan(
         op="load",
@@ -178,3 +170,13 @@ def refuse_other_images(graph: Graph, given: Mapping[str, str], *, same: Callabl
             differences=differences,
             hint="a launcher must start each disk from its image in the Start with which it is called",
         )
+
+
+def _whole(intent: Load, scene: GuestScene) -> int:
+    """Return the inode of the stream's file; refuse one that is incomplete, or not the checkpoint's."""
+    state = intent.state
+    note, fact = whole_note(scene.files, state.file), scene.files.memories[state.file]
+    if state.token and not note.id.endswith(state.token):
+        raise InvalidTarget(f"{state.file} is not the VM state of {intent.name!r}", file=state.file)
+    refuse_foreign(fact, state)
+    return fact.inode

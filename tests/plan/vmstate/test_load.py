@@ -78,7 +78,7 @@ def test_load_leaves_out_memory_that_is_mapped() -> None:
 
 def test_load_reads_a_stream_through_a_fifo_while_its_file_is_still_written() -> None:
     found = FakeFiles(OVER)  # which has no such file
-    intent = Load("c1", STREAM, DISKS, fifo="/t/stream")
+    intent = Load("c1", STREAM, DISKS, fifo="/t/stream", unfinished=True)
     plan = planned(intent, OVER, files=found, machine=a_machine(OVER, **WAITING))
     assert commands(plan) == [
         *("migrate-set-capabilities", "getfd", "migrate-incoming", "await-migration"),
@@ -91,6 +91,13 @@ def test_load_reads_a_stream_through_a_fifo_while_its_file_is_still_written() ->
         False,
     )
     assert incoming.arguments == {"uri": f"fd:{passed.arguments['fdname']}"}
+
+
+def test_load_reads_a_complete_stream_through_a_fifo_as_well() -> None:
+    intent = Load("c1", STREAM, DISKS, fifo="/t/stream")
+    plan = planned(intent, OVER, files=files(), machine=a_machine(OVER, **WAITING))
+    passed = plan.steps[1]
+    assert (passed.detail["file"], passed.detail["fifo"], passed.detail["inode"]) == ("/t/stream", True, 0)
 
 
 OTHER = replace(FINGERPRINT, memory=1 << 20)
@@ -124,7 +131,7 @@ REFUSED: dict[str, tuple[Load, FakeFiles, dict[str, Any], type[Refused], str]] =
         "its disk vdb reads nothing, not /tmp/b.qcow2",
     ),
     "it is another machine than that whose memory is still written": (
-        Load("c1", replace(STREAM, fingerprint=OTHER), DISKS, fifo="/t/stream"),
+        Load("c1", replace(STREAM, fingerprint=OTHER), DISKS, fifo="/t/stream", unfinished=True),
         files(),
         WAITING,
         MachineDiffers,
@@ -134,6 +141,13 @@ REFUSED: dict[str, tuple[Load, FakeFiles, dict[str, Any], type[Refused], str]] =
     "it runs": (Load("c1", STORE, DISKS), files(), {}, Unsupported, "state running, not paused"),
     "another's stream": (
         Load("c1", replace(STREAM, token="99999999"), DISKS),
+        files(),
+        WAITING,
+        InvalidTarget,
+        "c1.memory is not the VM state of 'c1'",
+    ),
+    "another's stream, through a FIFO": (
+        Load("c1", replace(STREAM, token="99999999"), DISKS, fifo="/t/stream"),
         files(),
         WAITING,
         InvalidTarget,
