@@ -6,11 +6,12 @@ The next backup first merges its overlays back; `commit` does the same by hand.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import posixpath
 import secrets
-from collections.abc import Iterable, Sequence
-from contextlib import AsyncExitStack, suppress
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -144,7 +145,8 @@ class Backups:
                 record = BackupRecord(name, created, await copies.make())
                 directory = await in_thread(partial(images.finish, record))
                 reading.close()
-                merged = await self._merge(taken, hooks, directory)
+                async with _patient(hooks) as patient:
+                    merged = await self._merge(taken, patient, directory)
             except BaseException as error:
                 reading.close()
                 said = directory and isinstance(error, QmpsnapError)  # what stays
@@ -261,6 +263,28 @@ class Backups:
             with suppress(Refused):
                 await self._jobs.wait(record.id)
         return bool(left)
+
+
+@asynccontextmanager
+async def _patient(hooks: Hooks) -> AsyncIterator[Hooks]:
+    """The hooks of a complete backup: after a request to stop, its merges have some time left."""
+    if hooks.cancel is None:
+        yield hooks
+        return
+    asked, over = hooks.cancel, anyio.Event()
+
+    async def give_up() -> None:
+        await asked.wait()
+        await anyio.sleep(_MERGE_LIMIT)
+        over.set()
+
+    task = asyncio.create_task(give_up())
+    try:
+        yield replace(hooks, cancel=over)
+    finally:
+        task.cancel()
+        with anyio.CancelScope(shield=True):
+            await asyncio.wait({task})
 
 
 async def list_backups(directory: str | os.PathLike[str]) -> tuple[BackupRecord, ...]:

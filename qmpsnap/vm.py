@@ -591,7 +591,8 @@ class VM:
             Busy: When a job holds one of the chains, or another backup is running.
             Unsupported: When a layer is encrypted or not a file, or the images are not visible from here.
             CommandFailed: When a disk cannot be copied, or its copy differs.
-            Interrupted: When the hooks ask to stop.
+            Interrupted: When the hooks ask to stop before the copies are complete, or the merges then take
+                longer than 30 s.
             StillNeeded: When other images are backed by an active layer.
             Incomplete: When other images have been based on an active layer meanwhile, so that an overlay
                 stays.

@@ -30,6 +30,7 @@ from qmpsnap.run.view_lock import Locks
 from qmpsnap.testing.drawing import graph
 from qmpsnap.testing.fake import FakeTarget, refused
 from qmpsnap.testing.fake_images import FakeImages
+from tests.each import each
 from tests.plan.scenes import encrypted
 from tests.run.operations import vm_of
 
@@ -198,6 +199,39 @@ async def test_backup_that_is_cancelled_while_it_merges_back_merges_all(
         await vm_of(fake).backup(place, hooks=Hooks(on_pivot=follow))
     assert scope.cancelled_caught
     assert (fake.state.chains(), fake.files.records) == (CHAINS, [])
+    (record,) = await qmpsnap.list_backups(place)
+    assert set(record.disks) == {"vda", "vdb"}
+
+
+@each(("limit", "merged"), [(30.0, {"vda", "vdb"}), (0.0, {"vda"})])
+async def test_backup_that_is_to_stop_while_it_merges_back_merges_all_that_it_can_in_time(
+    tmp_path: Path,
+    tool_that: Callable[[str], None],
+    monkeypatch: pytest.MonkeyPatch,
+    limit: float,
+    merged: set[str],
+) -> None:
+    del tool_that
+    monkeypatch.setattr("qmpsnap.backup._MERGE_LIMIT", limit)
+    fake, place, stop = FakeTarget(MACHINE), tmp_path / f"b{limit}", anyio.Event()
+    moved: list[Mapping[str, str]] = []
+
+    async def follow(active: Mapping[str, str]) -> None:
+        moved.append(active)
+        if len(moved) == 2:  # after the snapshot, the first merge
+            stop.set()
+            await anyio.sleep(0.1)
+
+    backup = vm_of(fake).backup(place, hooks=Hooks(on_pivot=follow, cancel=stop))
+    if len(merged) == 2:
+        assert set((await backup).files) == {"vda", "vdb"}
+        assert fake.files.records == []
+    else:
+        with pytest.raises(Interrupted) as caught:
+            await backup
+        assert "the backup is complete" in caught.value.hint
+    chains = fake.state.chains()
+    assert {disk for disk, chain in CHAINS.items() if chains[disk] == chain} == merged
     (record,) = await qmpsnap.list_backups(place)
     assert set(record.disks) == {"vda", "vdb"}
 
