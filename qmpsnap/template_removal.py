@@ -25,7 +25,7 @@ async def remove_template(path: str | os.PathLike[str]) -> tuple[str, ...]:
     If its directory was removed, name one of these images (`STEM.NAME-TOKEN.template.qcow2`, beside a layer):
     then all images that were created with it are removed. Those for overlays that a clone has kept are
     removed as well, once the overlays are gone, and so is what a process has left that was killed in a fork,
-    or in making a template.
+    or in making a template: also `.NAME.partial` alone, which is all that is there if it was killed early.
 
     Args:
         path: The template's directory, or one of these images.
@@ -36,6 +36,7 @@ async def remove_template(path: str | os.PathLike[str]) -> tuple[str, ...]:
     Raises:
         NotFound: When there is neither a template nor such an image.
         Busy: When a clone of it runs, a template is being made, or what the image is for is still there.
+        TargetExists: When that template is being made now.
         InvalidTarget: When a file cannot be removed, or the template is not ours; `changed` says whether
             others were. Call it again then.
     """
@@ -45,6 +46,8 @@ async def remove_template(path: str | os.PathLike[str]) -> tuple[str, ...]:
     try:
         template: Template[VM] = await open_template(place)
     except NotFound as error:
+        if await in_thread(partial(remove_partial, place)):  # killed early, it has left nothing else
+            return ()
         error.hint = error.hint or "if it was removed, name one of the images beside the layers: qmpsnap list"
         raise
     return await template.remove()

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from qmpsnap.errors import Busy, NotFound
+from qmpsnap.errors import Busy, NotFound, TargetExists
 from qmpsnap.model.view import DiskView, ViewLayer
 from qmpsnap.run.keepers import Keepers
 from qmpsnap.run.template_files import Partial
@@ -69,3 +69,15 @@ async def test_what_is_neither_a_template_nor_such_an_image_is_not_found(tmp_pat
         with pytest.raises(NotFound, match=said) as caught:
             await remove_template(tmp_path / name)
         assert caught.value.hint
+
+
+async def test_template_that_was_killed_before_its_first_image_is_removed_by_its_name(tmp_path: Path) -> None:
+    place = tmp_path.resolve()
+    made = Partial(str(place / "t1"), 4096)
+    with pytest.raises(TargetExists, match="is making"):  # the lock on the directory shows it
+        await remove_template(place / "t1")
+    os.close(made._lock)
+    assert await remove_template(place / "t1") == ()
+    assert [*place.iterdir()] == []
+    with pytest.raises(NotFound, match="there is no template"):
+        await remove_template(place / "t1")

@@ -15,9 +15,11 @@ from qmpsnap.cli.options import FILE, MOMENT, dry_run
 from qmpsnap.cli.output import chain_lines, emit, json_line, start_lines
 from qmpsnap.cli.runner import NextStep, current_app, run, run_alone, show_plan, show_steps
 from qmpsnap.cli.signals import Signals
+from qmpsnap.errors import NotFound
 from qmpsnap.fork import Child, plan_fork
 from qmpsnap.model.graph import draw
 from qmpsnap.model.printable import printable
+from qmpsnap.model.template import partial_directory
 from qmpsnap.model.units import size
 from qmpsnap.plan.intent import Checkpoint
 from qmpsnap.plan.plan import Plan
@@ -84,7 +86,12 @@ async def _removable(path: str) -> list[str]:
     """The images that would be removed with a template; one of these may be given in its place."""
     if os.path.isfile(path):  # noqa: PTH113
         return [path]
-    return [*(await qmpsnap.open_template(path)).record.keepers]
+    try:
+        return [*(await qmpsnap.open_template(path)).record.keepers]
+    except NotFound:
+        if os.path.isdir(unfinished := partial_directory(os.path.abspath(path))):  # noqa: PTH100, PTH112
+            return [unfinished]
+        raise
 
 
 def _make(name: str, directory: str) -> None:

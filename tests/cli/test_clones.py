@@ -34,6 +34,9 @@ def test_clone_of_what_is_no_template_is_refused(qmpsnap, tmp_path):
 def test_template_that_does_not_exist_is_not_planned_to_be_removed(qmpsnap, tmp_path):
     ended = qmpsnap("template", "--remove", tmp_path / "none", "-n")
     assert (ended.code, "there is no template" in ended.err) == (3, True)
+    (tmp_path / ".none.partial").mkdir()  # killed early, a process that makes it leaves that alone
+    ended = qmpsnap("template", "--remove", tmp_path / "none", "-n")
+    assert (ended.code, f'"files": ["{tmp_path}/.none.partial"]' in ended.out) == (0, True)
     (tmp_path / "image").touch()
     ended = qmpsnap("template", "--remove", tmp_path / "image", "-n")
     assert (ended.code, f'"files": ["{tmp_path}/image"]' in ended.out) == (0, True)
