@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
+import anyio
+import anyio.lowlevel
 import pytest
 from msgspec.structs import replace
 
-from qmpsnap.errors import Busy
+from qmpsnap.errors import Busy, Changed, Interrupted
 from qmpsnap.model.frozen import Frozen
 from qmpsnap.plan.intent import Checkpoint
-from qmpsnap.run.outcome import Done
+from qmpsnap.run.outcome import Done, Hooks
 from tests.each import each
 from tests.plan.scenes import planned
 from tests.run.operations import vm_of
@@ -96,3 +99,26 @@ async def test_overlays_are_not_merged_while_one_is_read_and_a_paused_guest_does
     assert done.ended == ("rolled-back" if running else "partial")
     assert (await vm.status()).running
     assert fake.files.records == []
+
+
+async def test_merge_that_is_stopped_is_gone_on_with_by_the_same_call() -> None:
+    fake = left()
+    vm = vm_of(fake)
+    before = (await vm.graph()).chains()
+    (shown,) = await vm.jobs.interrupted()
+    stop = anyio.Event()
+    fake.hold = True
+    waiting = asyncio.create_task(vm.jobs.wait(shown.id, hooks=Hooks(cancel=stop)))
+    with anyio.fail_after(30):
+        while "block-commit" not in [step.command for step in fake.performed]:
+            await anyio.lowlevel.checkpoint()
+    stop.set()
+    with pytest.raises(Interrupted) as caught:
+        await waiting
+    assert (caught.value.changed, caught.value.invalid) == (Changed.YES, ("/images/s1.qcow2",))
+    assert caught.value.hint.endswith("the same command then does the rest")
+    assert (await vm.graph()).chains() == before
+    assert shown.id in [one.id for one in await vm.jobs.interrupted()]
+    fake.hold = False
+    await vm.jobs.wait(shown.id)
+    assert ((await vm.graph()).chains(), fake.files.records) == (MACHINE.chains(), [])
