@@ -119,6 +119,14 @@ def elsewhere(monkeypatch, tmp_path):
 @pytest.mark.parametrize("number", range(2))
 def test_boots(vm, number):
     assert number == 0
+
+@pytest.fixture
+def checked(vm):
+    yield
+    assert vm.graph().disks == {}
+
+def test_is_checked_at_its_end_and_the_last_one(checked):
+    pass
 """
 
 LINK = """
@@ -164,8 +172,12 @@ def test_machine_is_booted_anew_after_a_test_whose_settings_no_reset_undoes(suit
 def test_paths_are_found_and_failures_are_kept_where_pytest_was_started(tmp_path, temporary):
     suite = Suite(QEMUS[0], tmp_path, temporary)
     ended = suite.run(RELATIVE, "--qmpsnap-artifacts=kept", cwd=suite.folder)
-    assert (ended.code, ended.counts["passed"], ended.counts["failed"]) == (1, 1, 1)
-    assert [folder.name for folder in (suite.folder / "kept").iterdir()] == ["test_it.py-test_boots-1"]
+    assert (ended.code, ended.counts) == (1, {"failed": 1, "passed": 2, "error": 1})
+    kept = suite.folder / "kept"
+    assert {folder.name: (folder / "state").read_text() for folder in kept.iterdir()} == {
+        "test_it.py-test_boots-1": "running\n",
+        "test_it.py-test_is_checked_at_its_end_and_the_last_one": "running\n",
+    }
     assert suite.left() == NOTHING
 
 

@@ -12,6 +12,7 @@ import os
 import re
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 _RESETS: Final = ("memory", "clone", "disks", "boot", "none")
 _IN_USE: Final = pytest.StashKey["InUse"]()
 _POOL: Final = pytest.StashKey["Pool"]()
+_ENDS: Final = pytest.StashKey[ExitStack]()
 _WORKERS: Final = pytest.StashKey[list[dict[str, Any]]]()
 
 
@@ -101,8 +103,8 @@ def qmpsnap_ready() -> str | Callable[[Any], Awaitable[object]] | None:
 
 
 @pytest.fixture(scope="session")
-def qmpsnap_pool(request: pytest.FixtureRequest, qmpsnap_options: QmpsnapOptions) -> Iterator[Pool]:
-    """Own all machines of this session (under xdist, of this worker); they end with it."""
+def qmpsnap_pool(request: pytest.FixtureRequest, qmpsnap_options: QmpsnapOptions) -> Pool:
+    """Own all machines of this session (under xdist, of this worker); they end after its last report."""
     from qmpsnap.testing.shared.pool import Pool  # noqa: PLC0415
 
     reset = cast("Reset | None", qmpsnap_options.reset or None)
@@ -110,9 +112,9 @@ def qmpsnap_pool(request: pytest.FixtureRequest, qmpsnap_options: QmpsnapOptions
     workers = getattr(request.config, "workerinput", {}).get("workercount", 1)  # of pytest-xdist
     tests = sum("qmpsnap_in_use" in getattr(item, "fixturenames", ()) for item in request.session.items)
     limit = qmpsnap_options.boot_limit
-    with Pool(reset=reset, boot_limit=limit, spare=spare, workers=workers, tests=tests) as pool:
-        request.config.stash[_POOL] = pool
-        yield pool
+    pool = Pool(reset=reset, boot_limit=limit, spare=spare, workers=workers, tests=tests)
+    request.config.stash[_POOL] = pool
+    return request.config.stash.setdefault(_ENDS, ExitStack()).enter_context(pool)
 
 
 @pytest.fixture
@@ -313,7 +315,7 @@ def pytest_runtest_makereport(
     report = yield
     if error is not None and call.when == "setup":
         reports.leave_out_fixture(error, report, plugin=__file__)
-    if report.failed and report.when != "teardown" and _IN_USE in item.stash:
+    if report.failed and _IN_USE in item.stash:
         options = _options(item.config)
         root = options.artifacts or str(item.config._tmp_path_factory.getbasetemp() / "qmpsnap")  # type: ignore[attr-defined]  # noqa: SLF001
         folder = item.config.invocation_params.dir / root / reports.folder_name(item.nodeid)
@@ -322,8 +324,10 @@ def pytest_runtest_makereport(
     return report
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Send a worker's account to the process that prints the report."""
+    """End the machines, and send a worker's account to the process that prints the report."""
+    session.config.stash.get(_ENDS, ExitStack()).close()
     if (pool := session.config.stash.get(_POOL, None)) is not None:
         accounts = [asdict(account) for account in pool.accounts]
         if hasattr(session.config, "workeroutput"):

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
 
 import anyio.to_thread
 
+from qmpsnap.errors import Unsupported
 from qmpsnap.fork import Child, Children
 from qmpsnap.testing.shared.calls import Calls, Inside
 
@@ -106,18 +107,31 @@ class Face(Blocking, Generic[T]):
         self._through = through
         self._opening = threading.Lock()
         self._opened: list[T] = []
+        self._is_closed = False
         self._inside: dict[asyncio.AbstractEventLoop, T] = {}
 
     def _object(self) -> T:
         with self._opening:  # a test may have threads
+            if self._is_closed:
+                raise Unsupported(
+                    "the test that had this machine has ended",
+                    feature="a machine after its test",
+                    hint="each test gets it from its own fixtures",
+                )
             if not self._opened:
                 self._opened.append(Inside(self._calls, self._open(), lambda value: value).__enter__())
             return self._opened[0]
 
     def close(self) -> None:
-        """Leave whatever plain code has entered, and close its connection."""
+        """Leave whatever plain code has entered, close its connection, and refuse another one."""
+        with self._opening:
+            self._is_closed = True
+            self._opened.clear()
         self._calls.leave_all()
-        self._opened.clear()
+
+    def __repr__(self) -> str:
+        """Return a text without opening a connection: a report may ask for it after the test's end."""
+        return f"<blocking {self._opened[0]!r}>" if self._opened else "<blocking, not connected>"
 
     @asynccontextmanager
     async def here(self) -> AsyncIterator[T]:

@@ -101,6 +101,7 @@ class SharedMachine:
         self._starts = 0
         self._failure: Exception | None = None
         self._is_told = False
+        self._failed = False
         self._test = ""
         self._lock = anyio.Lock()
         self._stack = AsyncExitStack()
@@ -134,7 +135,7 @@ class SharedMachine:
         Raises:
             InvalidTarget: When a file that it needs cannot be created.
             QmpsnapError: When QEMU does not start, or the guest is not ready in time. After that every call
-                is refused at once.
+                is refused at once; if it has booted before, only after a second failure.
         """
         async with self._lock:
             if self._failure is not None and self._is_told:
@@ -152,7 +153,7 @@ class SharedMachine:
         """Reset it in the session's way before a test asks for it, and wake qmpsnap's own guest.
 
         Raises:
-            QmpsnapError, OSError: As `begin`, which raises the same again.
+            QmpsnapError, OSError: As `begin`, which raises the same again, or tries it once more.
         """
         async with self._lock:
             booted = await self._begin(self._reset)
@@ -172,12 +173,16 @@ class SharedMachine:
         if self._failure is not None:
             raise self._failure
         try:
-            return await self._reset_or_boot(wanted)
+            booted = await self._reset_or_boot(wanted)
         except InvalidTarget:  # a file cannot be created, as on a full disk; the next try may find room
             raise
         except _FAILURES as error:
-            self._failure = error
+            if self._failed or not self.account.boots:  # what has booted before may do so again, once
+                self._failure = error
+            self._failed = True
             raise
+        self._failed = False
+        return booted
 
     async def _reset_or_boot(self, wanted: Reset | None) -> Booted:
         if wanted is None:

@@ -111,6 +111,7 @@ class Pool:
     def __enter__(self) -> Self:
         self._directory = self._stack.enter_context(private_directory())
         self._portal = self._stack.enter_context(anyio.from_thread.start_blocking_portal("asyncio"))
+        self._stack.callback(self._portal.call, partial(self._portal.stop, cancel_remaining=True))
         return self
 
     def __exit__(self, *_: object) -> None:

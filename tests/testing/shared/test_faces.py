@@ -10,7 +10,7 @@ import anyio
 import pytest
 from anyio.from_thread import start_blocking_portal
 
-from qmpsnap.errors import QmpsnapError
+from qmpsnap.errors import QmpsnapError, Unsupported
 from qmpsnap.fork import Child, Children
 from qmpsnap.testing.shared.faces import Face, real
 
@@ -99,6 +99,19 @@ def test_face_blocks_in_plain_code_and_opens_one_connection(portal):
     assert opener.open == 1
     face.close()
     face.close()
+    assert opener.open == 0
+
+
+def test_face_opens_nothing_to_be_printed_and_nothing_after_its_test(portal):
+    opener = Opener()
+    face = Face[Thing](portal, opener)
+    assert (repr(face), opener.open) == ("<blocking, not connected>", 0)
+    face.double(3)
+    assert repr(face).startswith("<blocking <tests.testing.shared.test_faces.Thing object at ")
+    face.close()
+    assert repr(face) == "<blocking, not connected>"
+    with pytest.raises(Unsupported, match="the test that had this machine has ended"):
+        face.double(3)
     assert opener.open == 0
 
 

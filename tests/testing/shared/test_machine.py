@@ -93,6 +93,30 @@ async def test_qemu_that_does_not_start_is_not_started_for_every_reset(tmp_path)
     assert (len(starts), machine.account.reset) == (1, "")
 
 
+async def test_machine_that_has_booted_before_is_given_up_only_after_two_failures_in_a_row(tmp_path):
+    works, fails, tries = Starts(), [False, True, False, True, True, False], []
+
+    @asynccontextmanager
+    async def start(wanted):
+        tries.append(wanted)
+        if fails.pop(0):
+            raise ConnectFailed("the port is in use")
+        async with works(wanted):
+            yield
+
+    said = []
+    async with SharedMachine(start, [], tmp_path, ready=ready, reset="boot") as machine:
+        for _ in range(6):
+            try:
+                await machine.begin()
+                said.append("")
+            except QmpsnapError as error:
+                said.append(error.message)
+    in_use, short = "the port is in use", "the machine could not be booted before: the port is in use"
+    assert said == ["", in_use, "", in_use, in_use, short]
+    assert len(tries) == 5
+
+
 async def test_machine_boots_when_the_disk_is_no_longer_full(tmp_path):
     works, is_full = Starts(), True
 
