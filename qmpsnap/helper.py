@@ -208,7 +208,9 @@ async def loading(
         except QmpsnapError as error:
             if isinstance(fifo.error, OSError):
                 raise unusable(load.state.file, fifo.error, "read") from error
-            raise fifo.error or error from error
+            if fifo.error is not None:
+                raise fifo.error from error
+            raise
 
     try:
         yield go_on

@@ -30,7 +30,7 @@ _MOST_LIST_BYTES: Final = 1 << 16
 _MOST_VIEWS: Final = 1024  # IOV_MAX of Linux
 
 _word = struct.Struct(">Q").unpack_from
-_section = struct.Struct(">BI").unpack_from
+_kind_and_number = struct.Struct(">BI").unpack_from
 
 
 @dataclass(slots=True)
@@ -131,10 +131,12 @@ class RamStream:
         if left or not has_block or _word(_of(part, at, _HEAD_BYTES))[0] != _EOS:
             return 0
         at += _HEAD_BYTES
-        if _section(_of(part, at, 5)) != (_FOOTER, self._section):
+        if _kind_and_number(_of(part, at, 5)) != (_FOOTER, self._section):
             return 0
         at += 5
-        return at if _section(_of(part, at, 5)) in {(_PART, self._section), (_END, self._section)} else 0
+        return (
+            at if _kind_and_number(_of(part, at, 5)) in {(_PART, self._section), (_END, self._section)} else 0
+        )
 
     def _between(self, part: memoryview, at: int, split: Split) -> int:
         """Read the footer or the beginning of a section, or a command; the first device ends the memory."""
@@ -146,7 +148,7 @@ class RamStream:
             length = 5 + int.from_bytes(_of(part, at + 3, 2), "big")
         elif kind in {_FOOTER, _PART, _END}:
             length = 5
-            if _section(_of(part, at, 5))[1] != self._section:
+            if _kind_and_number(_of(part, at, 5))[1] != self._section:
                 raise ValueError("it has a section that is not of the memory")
         else:
             raise ValueError(f"it has a section of the type {kind:#x} amid the memory")

@@ -18,7 +18,7 @@ PART_BYTES: Final = 1 << 20
 class RamFile:
     """The file of a memory that is zero so far; pages that are zero are not written, and take no space.
 
-    A QEMU that loads a page of zeros looks first whether it is one, for which a tmpfs allocates it.
+    A QEMU that loads them reads each first, and a tmpfs allocates a page that is read through a mapping.
 
     Attributes:
         rest: What `take` has read last and is not of the memory; valid until the next call.
