@@ -16,6 +16,7 @@ from integration.known_images import QEMUS
 from qmpsnap.errors import Changed, GuestFailed, Incomplete
 from qmpsnap.run.agent import Agent
 from qmpsnap.testing import guest as guests
+from qmpsnap.testing import guest_requests
 from qmpsnap.testing.agent import PORT_NAME as AGENT_PORT
 from qmpsnap.testing.agent import open_agent
 from qmpsnap.testing.cloud import build_seed, cloud_machine, write_seed
@@ -126,7 +127,7 @@ async def copy_is_cut_by_a_cancel_and_by_a_revert(vm, monkeypatch) -> None:
         tasks.cancel_scope.cancel()
     port.takes = 10**9
     with monkeypatch.context() as patch:
-        patch.setattr(guests, "_SILENCE_S", math.inf)  # the next call knows what the guest waits for
+        patch.setattr(guest_requests, "_SILENCE_S", math.inf)  # the next call knows what the guest waits for
         assert await guest.run("echo next") == "next"
     await vm.revert("cut")
     await guest.reseed(clock=True)  # it is lost, and sent again once the guest waits no more for the copy

@@ -7,8 +7,6 @@ and a later one can take over. What the guest runs is bounded in the guest, and 
 
 from __future__ import annotations
 
-import base64
-import binascii
 import math
 import secrets
 import sys
@@ -21,9 +19,10 @@ import anyio
 
 from qmpsnap.errors import GuestFailed
 from qmpsnap.testing.guest_command import main
-from qmpsnap.testing.initramfs import SEEDER, STARTED
+from qmpsnap.testing.guest_requests import Requests, text_of
+from qmpsnap.testing.initramfs import SEEDER
 from qmpsnap.testing.seeder import new_seeder
-from qmpsnap.testing.shell import MIB, Ran, Shell, check_script, now_set, output_of, shorten, whole_seconds
+from qmpsnap.testing.shell import MIB, Ran, Shell, check_script, now_set, output_of, whole_seconds
 from qmpsnap.testing.witness import Witness
 from qmpsnap.testing.writer import BLOCK_BYTES, Writes
 from qmpsnap.vm import VM
@@ -33,12 +32,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Guest", "GuestFailed", "Writer", "open_guest"]
 
-_EOT: Final = "\x04"
 _BOOT_ID: Final = "read -r id < /proc/sys/kernel/random/boot_id && echo $id"
 # On top of the guest's own limit: a stopped machine and a slow host take time, too.
 _GRACE_S: Final = 15.0
-_SILENCE_S: Final = 4.0
-_BLOCK: Final = 16 * 1024
 # Where the guest keeps what it reads from its port, or writes there, as it is. The limit is for a guest that
 # was reverted to a moment in which it did so: nobody sends the rest.
 _FILE: Final = "/tmp/.raw"  # noqa: S108 - in the guest, which has one user
@@ -60,10 +56,8 @@ class Guest(Shell):
     ) -> None:
         self._stream = stream
         self._witness = Witness(vm, console)
-        self._received = bytearray()
-        self._lock = anyio.Lock()
+        self._requests = Requests(stream, self._witness)
         self._file_lock = anyio.Lock()
-        self._owed = 0
 
     async def execute(self, script: str, *, limit: float = 30.0, most: int = MIB, stdin: bytes = b"") -> Ran:
         """Run a shell script as `Shell.execute` says; the shell is busybox's."""
@@ -108,7 +102,7 @@ class Guest(Shell):
         """
         patience = _GRACE_S + _RAW_LIMIT_S  # if it was reverted to where it waits for that
         ran = await self._ask(script, limit=0, patience=patience)
-        return output_of(_text(script), ran).decode()
+        return output_of(text_of(script), ran).decode()
 
     async def set_clock(self) -> None:
         """Set the guest's clock, as `Shell.set_clock` says."""
@@ -218,7 +212,7 @@ class Guest(Shell):
                 while True:
                     # A question is lost when the guest is reset while it is running: it is asked again.
                     try:
-                        ran = await self._exchange(_BOOT_ID, limit=0, patience=1)
+                        ran = await self._requests.exchange(_BOOT_ID, limit=0, patience=1)
                     except GuestFailed as error:
                         if error.status is None and not isinstance(error.__cause__, TimeoutError):
                             raise
@@ -254,111 +248,11 @@ class Guest(Shell):
             mark: A line that the script itself writes to the port, and after it its output.
             size: Size of that output, in bytes.
         """
-        with self._witness.watch(_text(script), wanted=wanted):
-            return await self._exchange(
+        with self._witness.watch(text_of(script), wanted=wanted):
+            return await self._requests.exchange(
                 script, limit=limit, patience=patience, most=most, raw=raw, mark=mark, size=size
             )
         return Ran(0, b"")  # by the wanted event
-
-    async def _exchange(
-        self,
-        script: str | Callable[[], str],
-        *,
-        limit: int,
-        patience: float,
-        most: int = MIB,
-        raw: bytes = b"",
-        mark: str = "",
-        size: int = 0,
-    ) -> Ran:
-        token = secrets.token_hex(4)
-        text = ""
-        async with self._lock:
-            try:
-                with anyio.fail_after(patience):
-                    answer = None
-                    while answer is None:
-                        text = _text(script).strip(" ")
-                        # A byte more than what is asked for tells whether there is more.
-                        request = f"{_EOT}{token} {limit} {most + 1} {len(text.encode())} {text}{_EOT}"
-                        await self._send(request.encode(), raw)
-                        answer = await self._answer(token, text, mark, size)
-            except TimeoutError as error:
-                message = f"the guest did not answer {shorten(text)!r} within {patience:g} s"
-                raise await self._witness.explain(message, text) from error
-            except (anyio.EndOfStream, anyio.BrokenResourceError) as error:
-                message = "the guest's port was closed, as by the end of QEMU"
-                raise await self._witness.explain(message, text) from error
-        status, output = answer
-        return Ran(status, output[:most], cut=len(output) > most)
-
-    async def _send(self, request: bytes, raw: bytes) -> None:
-        """Send a request, and what its script reads from the port."""
-        # The script of a cancelled call waits for at most so many bytes more; what it does not read, the
-        # agent skips until the next request.
-        await self._stream.send(bytes(self._owed))
-        self._owed = len(raw)
-        await self._stream.send(request)
-        for at in range(0, len(raw), _BLOCK):
-            await self._stream.send(raw[at : at + _BLOCK])
-            self._owed -= len(raw[at : at + _BLOCK])
-
-    async def _answer(self, token: str, script: str, mark: str, size: int) -> tuple[int, bytes] | None:
-        """Read the answer of that token, past what is left of earlier ones; None: the request was lost.
-
-        So it is when the guest was reverted to a moment in which it read raw bytes. As the agent takes its
-        requests one after the other, it is lost if a later one is answered first.
-        """
-        encoded: list[str] | None = None
-        output = b""
-        probe, may_be_lost = secrets.token_hex(4), True
-        while True:
-            with anyio.move_on_after(_SILENCE_S if may_be_lost else math.inf) as silence:
-                line = await self._line()
-            if silence.cancelled_caught:
-                await self._stream.send(f"{_EOT}{probe} 0 1 1 :{_EOT}".encode())
-                continue
-            if line.startswith(token) and line != f"{token} begin":
-                break
-            if may_be_lost and line.startswith(probe):
-                return None
-            may_be_lost = may_be_lost and encoded is None and line not in {STARTED, f"{token} begin"}
-            if line == STARTED and encoded is not None:
-                raise GuestFailed(
-                    f"the guest's agent was killed, and has started again, during {shorten(script)!r}",
-                    script=script,
-                )
-            if mark and line == mark:
-                output = await self._exactly(size)
-            elif encoded is not None:
-                encoded.append(line)
-            elif line == f"{token} begin":
-                encoded = []
-        _, status, *printed = line.split(" ", 2)
-        if encoded is None:
-            return int(status), output or "".join(printed).encode()
-        try:
-            return int(status), base64.b64decode("".join(encoded), validate=True)
-        except binascii.Error as error:
-            raise GuestFailed("the guest's answer is broken", script="") from error
-
-    async def _exactly(self, size: int) -> bytes:
-        while len(self._received) < size:
-            self._received += await self._stream.receive()
-        data = bytes(self._received[:size])
-        del self._received[:size]
-        return data
-
-    async def _line(self) -> str:
-        while (end := self._received.find(b"\n")) < 0:
-            self._received += await self._stream.receive()
-        line = self._received[:end].decode(errors="replace")
-        del self._received[: end + 1]
-        return line
-
-
-def _text(script: str | Callable[[], str]) -> str:
-    return script if isinstance(script, str) else script()
 
 
 class Writer:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from textwrap import indent
@@ -24,8 +24,10 @@ from qmpsnap.model.console_text import last_lines
 from qmpsnap.model.start import Start
 from qmpsnap.run.disk import in_thread
 from qmpsnap.run.safe_open import remove_tree
-from qmpsnap.template import Template, freeze
+from qmpsnap.template import Template
+from qmpsnap.template_making import freeze
 from qmpsnap.testing.shared import reset as resets
+from qmpsnap.testing.shared.account import Account
 from qmpsnap.testing.shared.guest_port import has_port, open_woken
 from qmpsnap.testing.shared.memory_only import refuse_diskless, refuse_outside
 from qmpsnap.testing.shared.monitors import monitors, still_connected
@@ -44,25 +46,6 @@ Ready = Callable[[VM, Path], Awaitable[None]]
 _FAILURES = (QmpsnapError, OSError, TimeoutError)
 _TRIED: Final[tuple[Reset, ...]] = ("memory", "clone", "disks")
 _LATE: Final = "give it more time (--qmpsnap-boot-limit), or run it by itself to see where it stops"
-
-
-@dataclass
-class Account:
-    """The boots and resets of a machine, for the report.
-
-    Attributes:
-        reset: How the machine is reset by default, and why.
-        boots: Seconds of each boot.
-        resets: Seconds of each reset.
-        again: Why it was booted again, a line for each time.
-        spare: What is to be said of a second QEMU; "": nothing.
-    """
-
-    reset: str = ""
-    boots: list[float] = field(default_factory=list)
-    resets: list[float] = field(default_factory=list)
-    again: list[str] = field(default_factory=list)
-    spare: str = ""
 
 
 class SharedMachine:

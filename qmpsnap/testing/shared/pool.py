@@ -20,11 +20,12 @@ from qmpsnap.model.start import Start
 from qmpsnap.run.scratch import scratch
 from qmpsnap.testing.guest import Guest, open_guest
 from qmpsnap.testing.initramfs import PORT_NAME
+from qmpsnap.testing.shared.account import Account
 from qmpsnap.testing.shared.calls import call
 from qmpsnap.testing.shared.faces import Face
 from qmpsnap.testing.shared.guest_port import has_port, open_woken
 from qmpsnap.testing.shared.kept import keep
-from qmpsnap.testing.shared.machine import Account, Ready, SharedMachine
+from qmpsnap.testing.shared.machine import Ready, SharedMachine
 from qmpsnap.testing.shared.monitors import monitors
 from qmpsnap.testing.shared.place import Base, private_directory, read_bases, unwritable
 from qmpsnap.testing.shared.reset import RECORDS, Booted, console_end, console_text

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final, cast
 
 from qmpsnap.errors import Unsupported
-from qmpsnap.launched import launch
+from qmpsnap.launching import launch
 from qmpsnap.model.arguments import path_text, refuse
 from qmpsnap.model.command_line.disks import with_images
 from qmpsnap.model.command_line.options import split

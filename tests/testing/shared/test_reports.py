@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from qmpsnap.testing.shared.machine import Account
+from qmpsnap.testing.shared.account import Account
 from qmpsnap.testing.shared.reports import folder_name, lines_of
 from tests.each import each
 

@@ -10,7 +10,7 @@ import pytest
 from anyio.lowlevel import checkpoint
 
 from qmpsnap.errors import GuestFailed
-from qmpsnap.testing.shared.machine import Account
+from qmpsnap.testing.shared.account import Account
 from qmpsnap.testing.shared.spare import Turns
 
 pytestmark = pytest.mark.anyio
