@@ -29,7 +29,7 @@ from contextlib import AsyncExitStack
 
 import qmpsnap
 import qmpsnap.fork
-import qmpsnap.template
+import qmpsnap.template_making
 from integration.cases import CASES
 from integration.harness import copies_counted, kill_me, stepped, stepped_offline
 from integration.helpers import launcher
@@ -88,9 +88,9 @@ async def many_points(order, qemu, at):
         return run
 
     modules = (
-        [qmpsnap.template]
+        [qmpsnap.template_making]
         if "template" in order
-        else [qmpsnap.template, qmpsnap.fork, own_checkpoint, keepers]
+        else [qmpsnap.template, qmpsnap.template_making, qmpsnap.fork, own_checkpoint, keepers]
     )
     for module, name in itertools.product(modules, ("in_thread", "made_in_thread")):
         if hasattr(module, name):

@@ -13,7 +13,8 @@ import importlib
 TYPE_CHECKING = False  # typing's own would cost an import, see below
 
 if TYPE_CHECKING:
-    from qmpsnap.backup import BackedUp, list_backups, restore_backup, verify_backup
+    from qmpsnap.backup import BackedUp
+    from qmpsnap.backup_restore import list_backups, restore_backup, verify_backup
     from qmpsnap.entry import connect, offline
     from qmpsnap.errors import (
         AmbiguousName,
@@ -51,7 +52,8 @@ if TYPE_CHECKING:
     from qmpsnap.fork import Child, Children
     from qmpsnap.group import Group, GroupDone, GroupIntent, GroupMoment
     from qmpsnap.jobs import Jobs
-    from qmpsnap.launched import Ended, LaunchedVM, launch, launcher_of
+    from qmpsnap.launched import Ended, LaunchedVM
+    from qmpsnap.launching import launch, launcher_of
     from qmpsnap.machines import address_of, list_machines
     from qmpsnap.model.backup import BackupDisk, BackupRecord, RunningBackup
     from qmpsnap.model.finding import Finding, Severity
@@ -146,11 +148,13 @@ __all__ = [  # noqa: RUF022
 _HOMES = (
     "plan.intent",  # before model.job, which has an Ending of its own
     "backup",
+    "backup_restore",
     "entry",
     "errors",
     "group",
     "jobs",
     "launched",
+    "launching",
     "machines",
     "model.backup",
     "model.finding",

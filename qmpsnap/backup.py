@@ -7,7 +7,6 @@ The next backup first merges its overlays back; `commit` does the same by hand.
 from __future__ import annotations
 
 import asyncio
-import os
 import posixpath
 import secrets
 from collections.abc import AsyncIterator, Iterable, Sequence
@@ -22,7 +21,6 @@ import anyio
 
 from qmpsnap.errors import Busy, Changed, Incomplete, QmpsnapError, Refused
 from qmpsnap.jobs import Jobs
-from qmpsnap.model.arguments import number, refuse
 from qmpsnap.model.backup import (
     BackupRecord,
     backup_id,
@@ -39,13 +37,11 @@ from qmpsnap.plan.intent import Commit, Snapshot
 from qmpsnap.plan.plan import Plan
 from qmpsnap.run import backups
 from qmpsnap.run.backup_copies import Copies, image_name
-from qmpsnap.run.copying import check_image
-from qmpsnap.run.disk import in_long_thread, in_thread, made_in_thread
+from qmpsnap.run.disk import in_thread
 from qmpsnap.run.executor import Executor
 from qmpsnap.run.log import get_logger
 from qmpsnap.run.os_errors import unusable
 from qmpsnap.run.outcome import Done, Hooks
-from qmpsnap.run.paths import absolute
 from qmpsnap.run.planning import Planning, Seen
 from qmpsnap.run.view_lock import Locks, held
 
@@ -285,84 +281,6 @@ async def _patient(hooks: Hooks) -> AsyncIterator[Hooks]:
         task.cancel()
         with anyio.CancelScope(shield=True):
             await asyncio.wait({task})
-
-
-async def list_backups(directory: str | os.PathLike[str]) -> tuple[BackupRecord, ...]:
-    """Every backup in a directory, the oldest first. One with a damaged manifest is logged, and left out.
-
-    Raises:
-        InvalidTarget: When the directory cannot be read.
-    """
-    return await in_thread(partial(backups.find_backups, absolute("directory", directory)))
-
-
-async def verify_backup(directory: str | os.PathLike[str], *, at: int | None = None) -> BackupRecord:
-    """Check every image of a backup: its checksum, and that it is consistent and needs no other file.
-
-    Args:
-        directory: The directory of backups.
-        at: Number of the backup, counted from 1 in the order of the list; None: the newest.
-
-    Raises:
-        NotFound: When there is no such backup.
-        InvalidTarget: When an image is missing, or its checksum differs.
-        CommandFailed: When qemu-img finds an image damaged.
-    """
-    place, record = await _chosen(directory, at)
-    for disk in record.disks.values():
-        file = posixpath.join(place, disk.file)
-        await in_long_thread(partial(backups.verify_image, file, disk))
-        await check_image(file)
-    return record
-
-
-async def restore_backup(
-    directory: str | os.PathLike[str], to: str | os.PathLike[str], *, at: int | None = None
-) -> dict[str, str]:
-    """Copy the images of a backup out of it, and verify the checksum of each.
-
-    No file is replaced, and a file gets its name only once it is complete and synced. After a failure, or a
-    cancellation, the images that were complete stay, and nothing of the others.
-
-    Args:
-        directory: The directory of backups.
-        to: Directory that receives `DISK.qcow2` of each disk; created if it does not exist.
-        at: Number of the backup, counted from 1 in the order of the list; None: the newest.
-
-    Returns:
-        Path of each disk's image, by the disk's name: start the machine from these.
-
-    Raises:
-        NotFound: When there is no such backup.
-        TargetExists: When a file exists; nothing was copied.
-        InvalidTarget: When a file cannot be created, or an image in the backup is missing or damaged.
-    """
-    place, record = await _chosen(directory, at)
-    target = absolute("to", to)
-    files = {name: posixpath.join(target, disk.file) for name, disk in record.disks.items()}
-    created = await made_in_thread(
-        partial(backups.make_directory, target), lambda made: backups.drop_directory(target) if made else None
-    )
-    try:
-        await in_thread(partial(backups.refuse_taken, tuple(files.values())))
-        for name, disk in record.disks.items():
-            source = posixpath.join(place, disk.file)
-            await in_long_thread(partial(backups.restore_image, source, disk, files[name]))
-    except BaseException:
-        if created:
-            backups.drop_directory(target)
-        raise
-    return files
-
-
-async def _chosen(directory: str | os.PathLike[str], at: int | None) -> tuple[str, BackupRecord]:
-    if at is not None and (not isinstance(at, int) or isinstance(at, bool)):
-        refuse("at", at, "give a number, from 1, or None")
-    if at is not None:
-        number("at", at)
-    place = absolute("directory", directory)
-    record = await in_thread(partial(backups.choose, place, at))
-    return posixpath.join(place, record.id), record
 
 
 def _covering(plan: Plan, disk: str) -> tuple[str, str]:

@@ -28,7 +28,8 @@ from qmpsnap.run.guard import removed_at_death
 from qmpsnap.run.log import get_logger
 from qmpsnap.run.scratch import Scratch
 from qmpsnap.run.view_lock import Locks
-from qmpsnap.template import Template, template_of
+from qmpsnap.template import Template
+from qmpsnap.template_making import template_of
 from qmpsnap.waking import Waker
 
 if TYPE_CHECKING:

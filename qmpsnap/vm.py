@@ -65,7 +65,8 @@ from qmpsnap.run.session import Event
 from qmpsnap.run.target import Target, guest_of
 from qmpsnap.run.view import View, open_view
 from qmpsnap.store import has_memory, make_store, with_store
-from qmpsnap.template import Template, freeze, template_of
+from qmpsnap.template import Template
+from qmpsnap.template_making import freeze, template_of
 from qmpsnap.waking import check_wake, woken
 from qmpsnap.watching import Overview, watching
 

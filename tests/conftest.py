@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.copies import tool_in
 from tests.environment import freeze, settle
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 settle()
 # A busy machine stalls any example for longer than the 0.2 s that one may take.
@@ -33,3 +35,9 @@ def _logging_as_before() -> Iterator[None]:
         logger.handlers[:], logger.propagate = handlers, propagate
         if logger.level != level:
             logger.setLevel(level)
+
+
+@pytest.fixture
+def tool_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """See `tool_in`."""
+    return tool_in(tmp_path, monkeypatch)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import resource
-import shlex
-import threading
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -15,7 +12,6 @@ import pytest
 import qmpsnap
 from qmpsnap.backup import _mark
 from qmpsnap.errors import (
-    BadArgument,
     CommandFailed,
     Incomplete,
     Interrupted,
@@ -24,12 +20,12 @@ from qmpsnap.errors import (
     Unsupported,
 )
 from qmpsnap.plan.intent import Snapshot
-from qmpsnap.run import backups
 from qmpsnap.run.outcome import Hooks
 from qmpsnap.run.view_lock import Locks
 from qmpsnap.testing.drawing import graph
 from qmpsnap.testing.fake import FakeTarget, refused
 from qmpsnap.testing.fake_images import FakeImages
+from tests.copies import COPIES, files
 from tests.each import each
 from tests.plan.scenes import encrypted
 from tests.run.operations import vm_of
@@ -42,27 +38,7 @@ if TYPE_CHECKING:
 
 MACHINE = graph(vda="base <- s1*", vdb="data.raw*")
 CHAINS = MACHINE.chains()
-COPIES = """case $1 in convert) for last; do :; done; echo copy >"$last";; esac"""
 LEFT = "backup-20240501T120000Z-0a1b2c3d"
-
-
-@pytest.fixture
-def tool_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Make a qemu-img that writes down what it is to do, and then does something."""
-    program = tmp_path / "bin" / "qemu-img"
-    program.parent.mkdir()
-    monkeypatch.setenv("PATH", f"{program.parent}:/usr/bin:/bin")
-
-    def make(script: str) -> None:
-        program.write_text(f"#!/bin/sh\necho $1 >>{shlex.quote(str(tmp_path / 'told'))}\n{script}\n")
-        program.chmod(0o755)
-
-    make(COPIES)
-    return make
-
-
-def files(place: Path) -> list[str]:
-    return sorted(str(path.relative_to(place)) for path in place.rglob("*") if path.is_file())
 
 
 async def test_backup_copies_and_compares_each_disk_and_merges_back(
@@ -342,81 +318,6 @@ async def test_plan_of_a_backup_says_what_follows_the_snapshot(tmp_path: Path) -
     assert copied.startswith(f"then vda is copied to {tmp_path}/20")
     assert copied.endswith("/vda.qcow2, and compared")
     assert merged == "then each overlay is committed and removed: qmpsnap commit DISK --folded remove"
-
-
-async def test_backups_are_verified_and_restored_by_their_number(
-    tmp_path: Path, tool_that: Callable[[str], None]
-) -> None:
-    del tool_that
-    vm, place = vm_of(FakeTarget(MACHINE)), tmp_path / "b"
-    first, second = await vm.backup(place), await vm.backup(place, disks=["vdb"])
-    assert await qmpsnap.verify_backup(place, at=1) == first.backup
-    assert await qmpsnap.verify_backup(place) == second.backup
-    restored = await qmpsnap.restore_backup(place, tmp_path / "to", at=1)
-    assert restored == {disk: f"{tmp_path}/to/{disk}.qcow2" for disk in ("vda", "vdb")}
-    assert files(tmp_path / "to") == ["vda.qcow2", "vdb.qcow2"]
-    for wrong in (0, "1", True, 1.5):
-        with pytest.raises(BadArgument, match="at is"):
-            await qmpsnap.verify_backup(place, at=wrong)  # type: ignore[arg-type]
-
-
-async def test_damaged_backup_does_not_hide_the_others(
-    tmp_path: Path, tool_that: Callable[[str], None], caplog: pytest.LogCaptureFixture
-) -> None:
-    del tool_that
-    vm, place = vm_of(FakeTarget(MACHINE)), tmp_path / "b"
-    first, second = await vm.backup(place), await vm.backup(place)
-    manifest = place / first.backup.id / "manifest.json"
-    manifest.write_text("{")
-    assert await qmpsnap.list_backups(place) == (second.backup,)
-    assert str(manifest) in caplog.text
-    assert await qmpsnap.verify_backup(place) == second.backup
-    assert set(await qmpsnap.restore_backup(place, tmp_path / "to")) == {"vda", "vdb"}
-
-
-async def test_refused_restore_leaves_no_directory_that_it_has_created(
-    tmp_path: Path, tool_that: Callable[[str], None]
-) -> None:
-    del tool_that
-    vm, place = vm_of(FakeTarget(MACHINE)), tmp_path / "b"
-    done = await vm.backup(place, disks=["vda"])
-    image = place / done.backup.id / "vda.qcow2"
-    image.write_bytes(image.read_bytes() + b"\1")
-    (tmp_path / "mine").mkdir()
-    for name in ("new", "mine"):
-        with pytest.raises(InvalidTarget, match="is damaged"):
-            await qmpsnap.restore_backup(place, tmp_path / name)
-    assert not (tmp_path / "new").exists()
-    assert [*(tmp_path / "mine").iterdir()] == []
-
-
-async def test_restore_that_is_cancelled_as_it_begins_leaves_no_directory_that_it_has_created(
-    tmp_path: Path, tool_that: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    del tool_that
-    vm, place = vm_of(FakeTarget(MACHINE)), tmp_path / "b"
-    await vm.backup(place, disks=["vda"])
-    make = backups.make_directory
-
-    def cancel() -> None:
-        task.cancel()
-        cancelled.set()
-
-    def made(directory: str) -> bool:
-        loop.call_soon_threadsafe(cancel)
-        cancelled.wait()
-        return make(directory)
-
-    loop, cancelled = asyncio.get_running_loop(), threading.Event()
-    monkeypatch.setattr(backups, "make_directory", made)
-    (tmp_path / "mine").mkdir()
-    for name in ("new", "mine"):
-        cancelled.clear()
-        task = asyncio.create_task(qmpsnap.restore_backup(place, tmp_path / name))
-        with pytest.raises(asyncio.CancelledError):
-            await task
-    assert not (tmp_path / "new").exists()
-    assert (tmp_path / "mine").is_dir()
 
 
 async def test_file_is_no_directory_of_backups(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a machine has that was launched; a program takes QEMU's place."""
+"""QEMU as a child; a program takes its place."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from qmpsnap.errors import BadArgument, ConnectFailed, InvalidTarget, Unsupported
-from qmpsnap.launched import launch, launcher_of
+from qmpsnap.launching import launch, launcher_of
 from qmpsnap.model.machine_description import Machine, MachineDisk
 from qmpsnap.model.start import Start
 from tests.each import each

@@ -23,7 +23,8 @@ from qmpsnap.model.template import partial_directory
 from qmpsnap.model.units import size
 from qmpsnap.plan.intent import Checkpoint
 from qmpsnap.plan.plan import Plan
-from qmpsnap.template import Template, plan_template
+from qmpsnap.template import Template
+from qmpsnap.template_making import plan_template
 from qmpsnap.vm import VM
 
 _END = "running until Ctrl-C"

@@ -12,7 +12,7 @@ import anyio
 import pytest
 
 from qmpsnap.errors import ConnectFailed, Unsupported
-from qmpsnap.launched import launch
+from qmpsnap.launching import launch
 from qmpsnap.run.process import start_qemu
 
 GREETING = b'{"QMP": {}}'

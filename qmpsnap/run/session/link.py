@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AbstractContextManager, asynccontextmanager, suppress
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractContextManager, suppress
 
 import anyio
 import anyio.lowlevel
@@ -20,19 +19,16 @@ from qemu.qmp.protocol import StateError
 from qemu.qmp.qmp_client import BadReplyError
 
 from qmpsnap.base_error import first_line
-from qmpsnap.errors import Changed, CommandFailed, ConnectFailed, LinkLost, Malformed, TargetError
+from qmpsnap.errors import Changed, CommandFailed, LinkLost, Malformed, TargetError
 from qmpsnap.run.current_operation import CURRENT_OPERATION
 from qmpsnap.run.lock_holders import refusal_hint
 from qmpsnap.run.log import get_logger
-from qmpsnap.run.session.change import Change, Limits, settled
-from qmpsnap.run.session.client import Tap, reach
-from qmpsnap.run.session.dial import Address, Peer, describe, peer_of
+from qmpsnap.run.session.change import Change, Limits
+from qmpsnap.run.session.client import Tap
+from qmpsnap.run.session.dial import Peer
 from qmpsnap.run.session.event import Event, Subscriptions, read_event
-from qmpsnap.run.session.recorder import Recorder
 
-if TYPE_CHECKING:
-    LastWords = Callable[[], Awaitable[str]]
-
+LastWords = Callable[[], Awaitable[str]]
 
 _log = get_logger("qmpsnap.session")
 _END_LIMIT = 0.4  # seconds for each step of an ending: a lost link is told within one second
@@ -333,84 +329,3 @@ class Session:
                 return f"the data received is not QMP: {first_line(error)}"
             case _:
                 return str(error) or type(error).__name__
-
-
-@asynccontextmanager
-async def connect(
-    address: Address,
-    *,
-    pid: int | None = None,
-    reply_limit: float = 60.0,
-    greeting_limit: float = 5.0,
-    name: str = "",
-    last_words: LastWords | None = None,
-    recorder: Recorder | None = None,
-) -> AsyncIterator[Session]:
-    """Connect to a QEMU's monitor for the length of a block.
-
-    After a failure or cancellation no socket and no task is left. If QEMU has gone meanwhile, leaving the
-    block raises nothing.
-
-    Args:
-        address: Path of a unix socket, "tcp:HOST:PORT", (host, port), or a connected socket,
-            which is ours from now on and is closed with the block.
-        pid: QEMU's process, where the kernel cannot tell: at the end of a socket pair.
-        reply_limit: Seconds that a query may take.
-        greeting_limit: Seconds that connecting may take, the greeting included.
-        name: The machine's name in errors; "" for the address.
-        last_words: For a QEMU that is our child: how it ended; "" while it runs.
-        recorder: Records each message; None: nothing is recorded.
-
-    Raises:
-        ConnectFailed: When nobody listens there, or no QMP comes within the limit.
-    """
-    where = name or describe(address)
-    try:
-        sock, peer, client = await reach(address, pid, limit=greeting_limit, recorder=recorder)
-    except ConnectFailed as error:
-        if last_words is not None and (words := await last_words()):
-            raise ConnectFailed(f"{where} no longer exists: QEMU {words}") from error
-        raise
-    try:
-        session = Session(client, peer, Limits(reply_limit), address=where, owned=sock, last_words=last_words)
-        try:
-            _log.debug("session.connected", vm=where, pid=peer.pid)
-            yield session
-        finally:
-            await settled(asyncio.create_task(session.close()))
-    finally:
-        sock.close()
-
-
-@asynccontextmanager
-async def adopt(
-    client: QMPClient, *, pid: int | None = None, reply_limit: float = 60.0
-) -> AsyncIterator[Session]:
-    """Use a connected client of the embedder while the block lasts.
-
-    Afterwards the client is as before: connected, with its own listeners, their queues and history.
-
-    Args:
-        client: The client, in state RUNNING.
-        pid: QEMU's process, where the kernel cannot tell: at the end of a socket pair.
-        reply_limit: Seconds that a query may take.
-
-    Raises:
-        ConnectFailed: When it is not connected.
-    """
-    if client.runstate is not Runstate.RUNNING:
-        state = client.runstate.name
-        raise ConnectFailed(
-            f"the given QMPClient is {state}, not connected", hint="await its connect() first"
-        )
-    writer: asyncio.StreamWriter | None = getattr(
-        client, "_writer", None
-    )  # there is no public way to its socket
-    peer = peer_of(writer and writer.get_extra_info("socket"), pid)
-    session = Session(
-        client, peer, Limits(reply_limit), address=client.name or "the given client", owned=None
-    )
-    try:
-        yield session
-    finally:
-        await settled(asyncio.create_task(session.close()))
