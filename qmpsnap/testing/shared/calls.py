@@ -10,7 +10,7 @@ import asyncio
 import inspect
 from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, ExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -56,9 +56,10 @@ class Calls:
         return call(self.portal, function, *arguments)
 
     def leave_all(self) -> None:
-        """Leave each manager that is still entered, the last one first."""
-        while self.entered:
-            self.entered[-1].__exit__(None, None, None)
+        """Leave each manager that is still entered, the last one first, also if one of them raises."""
+        with ExitStack() as stack:
+            for inside in self.entered:
+                stack.callback(inside.__exit__, None, None, None)
 
 
 class Inside(AbstractContextManager[Any]):

@@ -104,6 +104,15 @@ def test_leave_all_leaves_what_is_still_entered_the_last_first_and_once(calls):
     assert log == ["b", "c", "a"]
 
 
+def test_leave_all_leaves_all_when_one_of_them_raises(calls):
+    first, second = Manager(), Manager(fails="leave")
+    entered(calls, first).__enter__()
+    entered(calls, second).__enter__()
+    with pytest.raises(pytest.skip.Exception, match="at the end"):
+        calls.leave_all()
+    assert (first.log, calls.entered) == (["in", "out"], [])
+
+
 def test_manager_is_cancelled_when_the_wait_for_it_is_interrupted(calls):
     begun, ended = threading.Event(), threading.Event()
 
