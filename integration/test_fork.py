@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import shutil
@@ -82,18 +83,24 @@ async def test_child_that_cannot_be_started_says_why_and_the_others_live(qemu, i
     async with parent(qemu, vda.active) as vm:
         before, begun = listing(tmp_path), []
 
-        def third_is_bad(start):
+        def two_are_bad(start):
             begun.append(start)
+            if len(begun) == 4:
+                raise OSError(errno.EADDRINUSE, "its port is taken")
             return qmpsnap.launch(["/missing"]) if len(begun) == 3 else vm.launcher(start)
 
         await vm.checkpoint("c1", mode="in-place")
         with_moment = listing(tmp_path)
-        async with vm.fork(3, of="c1", launcher=third_is_bad, directory=tmp_path) as children:
+        async with vm.fork(4, of="c1", launcher=two_are_bad, directory=tmp_path) as children:
             known = [child async for child in children]
-            (bad,) = [child for child in known if child.error is not None]
-            with pytest.raises(ConnectFailed, match="/missing"):
-                _ = bad.vm
-            alive = [(await child.vm.status()).running for child in known if child is not bad]
+            bad = [child for child in known if child.error is not None]
+            for child in bad:
+                with pytest.raises(
+                    ConnectFailed, match=r"/missing|the launcher has failed: OSError: .* its port is taken"
+                ):
+                    _ = child.vm
+            assert [type(child.error.__cause__) for child in bad].count(OSError) == 1
+            alive = [(await child.vm.status()).running for child in known if child not in bad]
             assert (alive, children.standstill_s) == ([True, True], None)
         assert listing(tmp_path) == with_moment
         await vm.delete("c1")

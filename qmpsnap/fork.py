@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, Generic
 import anyio
 
 from qmpsnap.cloning import memory_of, resuming, waiting, wake_clone
-from qmpsnap.errors import QmpsnapError
+from qmpsnap.errors import ConnectFailed, QmpsnapError
 from qmpsnap.helper import source_of
 from qmpsnap.model.kept_state import KeptState
 from qmpsnap.model.start import GuestMemory
@@ -155,11 +155,12 @@ class _Fork(Generic[M]):
                 if not scope.cancelled_caught:
                     self._children.tell(Child(number, clone.vm))
                     await self._over.wait()
-        except QmpsnapError as error:
+        except Exception as error:  # noqa: BLE001 - a launcher of the caller's may raise anything
+            failure = _of_launcher(error)
             if self._over.is_set():
-                _log.warning("child.ended", number=number, reason=str(error))
+                _log.warning("child.ended", number=number, reason=str(failure))
             else:
-                self._children.tell(Child(number, error=error))
+                self._children.tell(Child(number, error=failure))
 
     def end(self) -> None:
         """End all children."""
@@ -259,6 +260,15 @@ async def plan_fork(vm: OneMachine, *, of: str = "") -> Plan | None:
     async with AsyncExitStack() as stack:
         place = await _scratch(stack, fast, sweeps=False)
         return await planned(vm, _new_name(), memory=_memory_in(place), fork=True)
+
+
+def _of_launcher(error: Exception) -> QmpsnapError:
+    """The error of a child; what is none of qmpsnap's own came from the launcher."""
+    if isinstance(error, QmpsnapError):
+        return error
+    failure = ConnectFailed(f"the launcher has failed: {type(error).__name__}: {error}")
+    failure.__cause__ = error
+    return failure
 
 
 def _new_name() -> str:
