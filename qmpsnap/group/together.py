@@ -101,7 +101,10 @@ class Together:
         """Run the plans; see `Group.run`."""
         with Stops(self._machines) as stops:
             self._tasks = {name: asyncio.create_task(self._run_one(name)) for name in self._plans}
-            await asyncio.gather(*self._tasks.values())
+            outcomes = await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        for outcome in outcomes:
+            if outcome is not None:
+                raise outcome
         if self._errors:
             await self._raise()
         return GroupDone(Frozen(self._done), stops.spread_s)

@@ -122,6 +122,15 @@ async def test_run_takes_back_when_the_link_to_one_is_lost():
     assert two.world()[0] == before[0]
 
 
+async def test_run_returns_after_all_machines_are_taken_back_when_one_raises_an_error_that_is_none_of_ours():
+    two = Two.made()
+    plans, before = await two.group.plan(Snapshot("s")), two.world()
+    at(two.b, 3, lambda step: 1 // (step.command != "stop"))
+    with pytest.raises(ZeroDivisionError):
+        await two.group.run(plans)
+    assert two.world()[0] == before[0]
+
+
 async def test_run_of_a_revert_rolls_back_until_a_disk_has_moved():
     two = Two.made()
     await two.group.checkpoint("s")
