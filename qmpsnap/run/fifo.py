@@ -12,14 +12,17 @@ import stat
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from typing import Final
 
 from qmpsnap.errors import InvalidTarget
-from qmpsnap.run.ram_file import PART_BYTES, RamFile
+from qmpsnap.run.ram_file import RamFile
 from qmpsnap.run.safe_open import create_fifo, open_fifo, open_file
 
 _LOOK: Final = 0.001  # seconds between two looks: each passes on what was written, and no event tells of that
-_PIPE_BYTES: Final = 1 << 20  # what any user may have, unless an administrator says otherwise
+_PART_BYTES: Final = (
+    1 << 20
+)  # also of the pipe: what any user may have, unless an administrator says otherwise
 
 
 class Fifo:
@@ -84,38 +87,41 @@ class Fifo:
 
     def _copy(self, file: int, writer: int, memory: RamFile | None) -> None:
         with suppress(OSError):
-            fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
-        pause = _LOOK * min(1.0, fcntl.fcntl(writer, fcntl.F_GETPIPE_SZ) / _PIPE_BYTES)
+            fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, _PART_BYTES)
+        pause = _LOOK * min(1.0, fcntl.fcntl(writer, fcntl.F_GETPIPE_SZ) / _PART_BYTES)
+        if memory is None:
+            move = partial(_splice, file, writer)
+        else:
+            move = partial(self._split, file, writer, memory, pause)
         closed = False
         while not self.stopped.is_set():
-            if memory is None:
-                moved = _splice(file, writer)
-            elif moved := memory.take(file):
-                self._send(writer, b"".join(memory.rest), pause)
+            moved = move()
             if not moved:
                 if closed:
                     return
                 if closed := _is_closed(file):  # then what it has written before is passed on, too
                     continue
-            elif memory is not None and moved > PART_BYTES // 2:  # there is more, and the FIFO has room
+            elif moved > _PART_BYTES // 2:  # there is more
                 continue
             self.stopped.wait(pause)
 
-    def _send(self, writer: int, data: bytes, pause: float) -> None:
-        """Write all of it, unless this is stopped."""
-        rest = memoryview(data)
+    def _split(self, file: int, writer: int, memory: RamFile, pause: float) -> int:
+        """Read a part, and pass on what is not of the memory; return how much was read."""
+        read = memory.take(file)
+        rest = memoryview(b"".join(memory.rest))
         while rest and not self.stopped.is_set():
             try:
                 rest = rest[os.write(writer, rest) :]
             except BlockingIOError:  # the FIFO is full
                 self.stopped.wait(pause)
+        return read
 
 
 def _splice(file: int, writer: int) -> int:
-    """Pass on what the FIFO takes at once; return 0 if there was nothing."""
+    """Pass on what the FIFO takes at once; return how much that was, 1 if it is full."""
     try:
-        return os.splice(file, writer, _PIPE_BYTES, flags=os.SPLICE_F_NONBLOCK)
-    except BlockingIOError:  # the FIFO is full
+        return os.splice(file, writer, _PART_BYTES, flags=os.SPLICE_F_NONBLOCK)
+    except BlockingIOError:
         return 1
 
 
