@@ -89,8 +89,8 @@ class TargetExists(Refused):
 class InvalidTarget(Refused):
     """The target cannot be created there, or does not fit."""
 
-    def __init__(self, message: str, *, file: str, hint: str = "", left: Sequence[str] = ()) -> None:
-        super().__init__(message, hint=hint, left=left)
+    def __init__(self, message: str, *, file: str, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
         self.file = file
 
 
@@ -345,10 +345,8 @@ class Incomplete(QmpsnapError):
 class JobPaused(Incomplete):
     """An I/O error paused the job, as its error policy says; it can be resumed or cancelled."""
 
-    def __init__(
-        self, message: str, *, job_id: str, reason: str, hint: str, invalid: Sequence[str] = ()
-    ) -> None:
-        super().__init__(message, hint=hint, invalid=invalid)
+    def __init__(self, message: str, *, job_id: str, reason: str, hint: str) -> None:
+        super().__init__(message, hint=hint)
         self.job_id = job_id
         self.reason = reason
 

@@ -48,14 +48,13 @@ class Template(Generic[M]):
         record: TemplateRecord,
         launcher: Starter[M] | None,
         *,
-        taken: Done | None = None,
         unkept: Sequence[str] = (),
         keepers: Keepers | None = None,
     ) -> None:
         self.directory = directory
         self.record = record
         self.launcher = launcher
-        self.taken = taken
+        self.taken: Done | None = None
         self.unkept = tuple(unkept)
         self._keepers = keepers  # of a template that is not to outlive this process
 

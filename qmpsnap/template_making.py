@@ -35,7 +35,6 @@ async def freeze(
     name: str,
     launcher: Starter[M],
     *,
-    scratch: str = "",
     keepers: bool = True,
 ) -> Template[M]:
     """Take a checkpoint of a machine with the shortest standstill, and make a template of it.
@@ -47,7 +46,6 @@ async def freeze(
         directory: The directory; absolute.
         name: Name of the checkpoint and of the template.
         launcher: Starts the helper QEMU.
-        scratch: Directory for what is thrown away.
         keepers: As for `template_of`.
     """
     await in_thread(partial(template_files.refuse_place, directory))
@@ -57,7 +55,7 @@ async def freeze(
     async with own(vm, name) as checkpoint:
         taken = await checkpoint.take()
         source = await checkpoint.source()
-        frozen = await template_of(source, directory, launcher, scratch=scratch, keepers=keepers)
+        frozen = await template_of(source, directory, launcher, keepers=keepers)
         checkpoint.keep()
     frozen.taken = taken
     return frozen
