@@ -35,7 +35,7 @@ from integration.harness import copies_counted, kill_me, stepped, stepped_offlin
 from integration.helpers import launcher
 from integration.known_images import QEMUS
 from qmpsnap import own_checkpoint
-from qmpsnap.run import keepers
+from qmpsnap.run import keepers, scratch
 
 
 async def run(order):
@@ -90,7 +90,7 @@ async def many_points(order, qemu, at):
     modules = (
         [qmpsnap.template_making]
         if "template" in order
-        else [qmpsnap.template, qmpsnap.template_making, qmpsnap.fork, own_checkpoint, keepers]
+        else [qmpsnap.template, qmpsnap.template_making, qmpsnap.fork, own_checkpoint, keepers, scratch]
     )
     for module, name in itertools.product(modules, ("in_thread", "made_in_thread")):
         if hasattr(module, name):

@@ -22,11 +22,11 @@ from qmpsnap.model.view import DiskView
 from qmpsnap.one_machine import M, OneMachine, Starter
 from qmpsnap.own_checkpoint import Own, own, planned
 from qmpsnap.plan.plan import Plan
-from qmpsnap.run.disk import in_thread, made_in_thread
+from qmpsnap.run.disk import in_thread
 from qmpsnap.run.fast_place import fast_place
 from qmpsnap.run.guard import removed_at_death
 from qmpsnap.run.log import get_logger
-from qmpsnap.run.scratch import Scratch
+from qmpsnap.run.scratch import in_scratch
 from qmpsnap.run.view_lock import Locks
 from qmpsnap.template import Template
 from qmpsnap.template_making import template_of
@@ -193,13 +193,13 @@ async def fork(
     memory_bytes = await memory_of(vm)
     async with AsyncExitStack() as stack:
         temporary = await stack.enter_async_context(AsyncExitStack())
-        place = await _scratch(temporary, directory)
+        place = await temporary.enter_async_context(in_scratch(directory))
         if directory:  # where the next call may not come by
-            stack.enter_context(removed_at_death(place.path))
+            stack.enter_context(removed_at_death(place))
         fast = "" if directory else await _fast_place(memory_bytes)
-        memory_place = await _scratch(temporary, fast) if fast else place
+        memory_place = await temporary.enter_async_context(in_scratch(fast)) if fast else place
         children: Children[M] = Children(count)
-        starter = _Fork(children, launcher, place.path, wake)
+        starter = _Fork(children, launcher, place, wake)
         checkpoint: Own | None = None
         if not of:
             name, memory = _new_name(), _memory_in(memory_place) if fast else ""
@@ -219,9 +219,9 @@ async def fork(
             try:
                 make = partial(
                     template_of,
-                    directory=posixpath.join(memory_place.path, "template"),
+                    directory=posixpath.join(memory_place, "template"),
                     launcher=launcher,
-                    scratch=place.path,
+                    scratch=place,
                     lasting=False,
                     began=partial(starter.begin, tasks),
                     finished=finished,
@@ -257,8 +257,7 @@ async def plan_fork(vm: OneMachine, *, of: str = "") -> Plan | None:
     fast = await _fast_place(memory_bytes)
     if not fast:
         return await planned(vm, _new_name(), fork=True)
-    async with AsyncExitStack() as stack:
-        place = await _scratch(stack, fast, sweeps=False)
+    async with in_scratch(fast, sweeps=False) as place:
         return await planned(vm, _new_name(), memory=_memory_in(place), fork=True)
 
 
@@ -275,24 +274,13 @@ def _new_name() -> str:
     return f"{_PREFIX}{secrets.token_hex(4)}"
 
 
-def _memory_in(place: Scratch) -> str:
-    return posixpath.join(place.path, "checkpoint")
-
-
-async def _scratch(stack: AsyncExitStack, directory: str, *, sweeps: bool = True) -> Scratch:
-    place = await made_in_thread(partial(Scratch, directory, sweeps=sweeps), Scratch.close)
-    stack.push_async_callback(_close_shielded, place)
-    return place
+def _memory_in(place: str) -> str:
+    return posixpath.join(place, "checkpoint")
 
 
 async def _fast_place(memory_bytes: int) -> str:
     """A directory in the host's memory with room for the guest's memory twice; "" if there is none."""
     return await in_thread(partial(fast_place, 2 * memory_bytes))
-
-
-async def _close_shielded(place: Scratch) -> None:
-    with anyio.CancelScope(shield=True):
-        await in_thread(place.close)
 
 
 async def _remove(template: Template[M]) -> None:

@@ -7,7 +7,7 @@ import os
 import posixpath
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, nullcontext, suppress
+from contextlib import ExitStack, asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, TypeVar
@@ -26,12 +26,12 @@ from qmpsnap.one_machine import M, OneMachine, Starter
 from qmpsnap.plan.intent import Load
 from qmpsnap.plan.written import refuse_written
 from qmpsnap.run.both import both
-from qmpsnap.run.disk import in_thread, made_in_thread
+from qmpsnap.run.disk import in_thread
 from qmpsnap.run.fifo import Fifo, opened
 from qmpsnap.run.images import Images
 from qmpsnap.run.os_errors import unusable
 from qmpsnap.run.ram_file import ram_file
-from qmpsnap.run.scratch import Scratch
+from qmpsnap.run.scratch import in_scratch
 
 _PATIENCE: Final = 3.0  # seconds
 T = TypeVar("T")
@@ -307,12 +307,10 @@ async def throwaway(
     Raises:
         InvalidTarget: When they cannot be created.
     """
-    async with AsyncExitStack() as stack:
-        scratch = await made_in_thread(partial(Scratch, directory), Scratch.close)
-        stack.push_async_callback(_close, scratch)
+    async with in_scratch(directory) as place:
         images, disks = Images(), {}
         for view in views:
-            file = posixpath.join(keep or scratch.path, f"{disk_part(view.disk)}.qcow2")
+            file = posixpath.join(keep or place, f"{disk_part(view.disk)}.qcow2")
             await images.create_image(
                 file,
                 size_bytes=view.virtual_size,
@@ -323,9 +321,4 @@ async def throwaway(
                 synced=bool(keep),
             )
             disks[view.disk] = file
-        yield Frozen(disks), scratch.path
-
-
-async def _close(scratch: Scratch) -> None:
-    with anyio.CancelScope(shield=True):
-        await in_thread(scratch.close)
+        yield Frozen(disks), place

@@ -1,4 +1,6 @@
-"""Private directories for files that last as long as a block: overlays, sockets and logs of a QEMU. Blocking.
+"""Private directories for files that last as long as a block: overlays, sockets and logs of a QEMU.
+
+All but `in_scratch` is blocking.
 
 Our process holds a lock on the directory. So the next call recognises directories of killed processes, and
 removes them.
@@ -13,10 +15,14 @@ import contextlib
 import fcntl
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
+from functools import partial
 from typing import Final
 
+import anyio
+
 from qmpsnap.model.names import SCRATCH
+from qmpsnap.run.disk import in_thread, made_in_thread
 from qmpsnap.run.os_errors import unusable
 from qmpsnap.run.safe_open import open_directory, private_directory, remove_tree, temporary_places
 
@@ -62,6 +68,17 @@ def scratch(parent: str = "") -> Iterator[str]:
         yield directory.path
     finally:
         directory.close()
+
+
+@contextlib.asynccontextmanager
+async def in_scratch(parent: str = "", *, sweeps: bool = True) -> AsyncIterator[str]:
+    """Create a `Scratch` directory for the block, and yield its path; what blocks is done in threads."""
+    directory = await made_in_thread(partial(Scratch, parent, sweeps=sweeps), Scratch.close)
+    try:
+        yield directory.path
+    finally:
+        with anyio.CancelScope(shield=True):
+            await in_thread(directory.close)
 
 
 def _create(parent: str) -> tuple[str, int]:

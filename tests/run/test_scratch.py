@@ -1,15 +1,19 @@
 from __future__ import annotations
 
+import asyncio
 import os
 import stat
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
+import anyio
 import pytest
 
 from qmpsnap.errors import InvalidTarget
-from qmpsnap.run.scratch import Scratch, sweep
+from qmpsnap.run.safe_open import private_directory
+from qmpsnap.run.scratch import Scratch, in_scratch, sweep
 
 _KILLED = """
 import os, sys
@@ -27,6 +31,31 @@ def test_scratch_is_private_and_goes_with_all_that_is_in_it(tmp_path: Path) -> N
     (path / "overlay").write_bytes(b"x")
     made.close()
     assert list(tmp_path.iterdir()) == []
+
+
+async def test_directory_of_a_block_goes_with_it_also_when_the_block_is_cancelled(tmp_path: Path) -> None:
+    with anyio.CancelScope() as scope:
+        async with in_scratch(str(tmp_path)) as path:
+            assert [*map(str, tmp_path.iterdir())] == [path]
+            scope.cancel()
+            await anyio.sleep_forever()
+    assert (scope.cancelled_caught, list(tmp_path.iterdir())) == (True, [])
+
+
+async def test_directory_that_is_created_while_its_block_is_cancelled_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with anyio.CancelScope() as scope:
+        cancel = partial(asyncio.get_running_loop().call_soon_threadsafe, scope.cancel)
+
+        def private(longest: int, *, prefix: str, parent: str) -> str:
+            cancel()
+            return private_directory(longest, prefix=prefix, parent=parent)
+
+        monkeypatch.setattr("qmpsnap.run.scratch.private_directory", private)
+        async with in_scratch(str(tmp_path)):
+            raise AssertionError
+    assert (scope.cancelled_caught, list(tmp_path.iterdir())) == (True, [])
 
 
 def test_scratch_removes_what_a_killed_process_left_and_nothing_else(tmp_path: Path) -> None:
