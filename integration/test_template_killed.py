@@ -13,7 +13,7 @@ from integration.known_images import KIB, MIB
 from integration.machines import blockdev, listing
 from integration.states import status
 from integration.test_kill import orders
-from qmpsnap.errors import ConnectFailed, LinkLost, NotFound
+from qmpsnap.errors import Changed, ConnectFailed, LinkLost, NotFound
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -99,8 +99,9 @@ async def test_helper_that_is_killed_leaves_nothing_of_the_template(qemu, images
                         os.kill(helper.pid, signal.SIGKILL)
                         dead.append(victim)
 
-                with pytest.raises((LinkLost, ConnectFailed)):
+                with pytest.raises((LinkLost, ConnectFailed)) as caught:
                     await vm.freeze_template(tmp_path / "t1", launcher=launcher(qemu, at=dies))
+                assert caught.value.changed is Changed.NO
                 assert (listing(running.folder), directories(tmp_path)) == (before, ["a"])
                 assert status(running) == "running"
                 assert ((await vm.moments()).moments, await vm.jobs.interrupted()) == ((), ())

@@ -23,6 +23,7 @@ from qmpsnap.run import template_files
 from qmpsnap.run.disk import in_thread
 from qmpsnap.run.fifo import opened
 from qmpsnap.run.os_errors import unusable
+from qmpsnap.starting import another
 from qmpsnap.waking import ENDED, Waker, woken
 
 
@@ -68,9 +69,9 @@ async def waiting(
     """
     async with throwaway(views, directory, keep=keep) as (disks, own):
         own_start = Start(disks=disks, memory=memory, incoming=True, paused=True, directory=own)
-        async with start(own_start) as vm:
+        async with another(start, own_start) as vm:
             vm.records_in(posixpath.join(keep or own, "records"))
-            await refuse_other_memory(vm, memory)
+            await expendable(vm, refuse_other_memory(vm, memory))
             yield Waiting(vm, disks, own)
 
 

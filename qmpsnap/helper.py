@@ -14,7 +14,7 @@ from typing import Any, Final, TypeVar
 
 import anyio
 
-from qmpsnap.errors import InvalidTarget, NotFound, QmpsnapError, Unsupported
+from qmpsnap.errors import Changed, InvalidTarget, LinkLost, NotFound, QmpsnapError, Unsupported
 from qmpsnap.model.arguments import refuse
 from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.hints import command
@@ -32,8 +32,10 @@ from qmpsnap.run.images import Images
 from qmpsnap.run.os_errors import unusable
 from qmpsnap.run.ram_file import ram_file
 from qmpsnap.run.scratch import in_scratch
+from qmpsnap.starting import another
 
 _PATIENCE: Final = 3.0  # seconds
+_HELPER_LOST: Final = "it is the QEMU that the launcher has started, and nothing of it is kept: try again"
 T = TypeVar("T")
 
 
@@ -95,7 +97,7 @@ async def loaded(
     *,
     memory: GuestMemory | None = None,
     directory: str = "",
-    started: Callable[[M], Awaitable[None]] | None = None,
+    started: Callable[[M], Coroutine[Any, Any, None]] | None = None,
     begun: Callable[[], Coroutine[Any, Any, None]] | None = None,
 ) -> AsyncIterator[M]:
     """Start a second QEMU of a machine, and load a checkpoint of the machine into it; it ends with the block.
@@ -125,9 +127,9 @@ async def loaded(
     """
     async with throwaway(source.views, directory) as (disks, place):
         start = Start(disks=disks, memory=memory, incoming=source.stream, paused=True, directory=place)
-        async with launcher(start) as helper:
+        async with another(launcher, start) as helper:
             if started is not None:
-                await started(helper)
+                await expendable(helper, started(helper))
             state = source.foreseen or await source.state()
             if source.foreseen is not None or (memory is not None and source.stream and state.inode):
                 fifo, unfinished = posixpath.join(place, "stream"), source.foreseen is not None
@@ -236,6 +238,10 @@ async def expendable(
         vm: The QEMU.
         work: The work.
         give_up: Called after a cancellation, before the work is awaited; None: no function.
+
+    Raises:
+        LinkLost: When the QEMU ends; `changed` is NO, for nothing of it is kept.
+        Exception: What the work raises.
     """
     pidfd = None
     if vm.pid is not None:
@@ -244,6 +250,9 @@ async def expendable(
     task = asyncio.create_task(work)
     try:
         return await asyncio.shield(task)
+    except LinkLost as error:
+        error.changed, error.hint = Changed.NO, _HELPER_LOST
+        raise
     except asyncio.CancelledError:
         with anyio.CancelScope(shield=True):
             task.cancel()

@@ -14,6 +14,7 @@ from qmpsnap.one_machine import M, OneMachine, Starter
 from qmpsnap.plan.intent import Revert
 from qmpsnap.plan.vmstate.load import refuse_other_images
 from qmpsnap.run.executor import Executor
+from qmpsnap.starting import another
 from qmpsnap.store import has_store
 from qmpsnap.waking import ENDED, Waker, woken
 
@@ -40,9 +41,8 @@ async def reverted_in_new(
         raise
     loaded = False
     try:
-        async with launcher(
-            Start(disks=done.prepared, nodes=plan.nodes, incoming=not stored, paused=True)
-        ) as new:
+        start = Start(disks=done.prepared, nodes=plan.nodes, incoming=not stored, paused=True)
+        async with another(launcher, start) as new:
             try:
                 await new.do(Revert(name, into="incoming"))
             except NotFound:  # the records are found by the layers

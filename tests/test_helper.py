@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from qmpsnap.errors import InvalidTarget, MigrationFailed
-from qmpsnap.helper import loading
+from qmpsnap.errors import Changed, InvalidTarget, LinkLost, MigrationFailed
+from qmpsnap.helper import expendable, loading
 from qmpsnap.model.kept_state import KeptState
 from qmpsnap.model.machine import Fingerprint
 from qmpsnap.model.start import GuestMemory
@@ -71,3 +71,13 @@ async def test_load_whose_memory_cannot_be_written_names_the_memory(tmp_path: Pa
     error, said = await fail(tmp_path, stream, GuestMemory(file=str(memory), size_bytes=SIZE, share=True))
     assert isinstance(error, InvalidTarget)
     assert (error.file, error.__cause__) == (str(memory), said)
+
+
+async def test_qemu_of_which_nothing_is_kept_changes_nothing_by_its_end(tmp_path: Path) -> None:
+    async def work() -> None:
+        raise LinkLost("lost qemu", hint="reconnect")
+
+    with pytest.raises(LinkLost) as caught:
+        await expendable(Failing(), work())  # type: ignore[arg-type]
+    assert caught.value.changed is Changed.NO
+    assert caught.value.hint.startswith("it is the QEMU that the launcher has started")
