@@ -203,7 +203,7 @@ class Guest(Shell):
         return Writer(self, directory=directory, device=device, writes=writes)
 
     async def _end_by(self, script: str, event: str) -> None:
-        """Run a script that ends the guest; on a busy host the event may come before the answer."""
+        """Run a script that ends the guest; on a busy host that may be before the answer is sent."""
         output_of(script, await self._ask(script, limit=60, patience=60 + _GRACE_S, wanted=event))
 
     async def _wait_boot(self, *, not_this: str, limit: float) -> str:
@@ -250,7 +250,14 @@ class Guest(Shell):
         """
         with self._witness.watch(text_of(script), wanted=wanted):
             return await self._requests.exchange(
-                script, limit=limit, patience=patience, most=most, raw=raw, mark=mark, size=size
+                script,
+                limit=limit,
+                patience=patience,
+                most=most,
+                raw=raw,
+                mark=mark,
+                size=size,
+                ends=bool(wanted),
             )
         return Ran(0, b"")  # by the wanted event
 

@@ -49,8 +49,13 @@ class Requests:
         raw: bytes = b"",
         mark: str = "",
         size: int = 0,
+        ends: bool = False,
     ) -> Ran:
-        """Send a script, and return its status and output; for the arguments see `Guest._ask`."""
+        """Send a script, and return its status and output; for the arguments see `Guest._ask`.
+
+        It is an answer to a script that `ends` the guest, too, when the port is closed or the agent starts
+        again after the script has begun.
+        """
         token = secrets.token_hex(4)
         text = ""
         async with self._lock:
@@ -62,7 +67,7 @@ class Requests:
                         # A byte more than what is asked for tells whether there is more.
                         request = f"{_EOT}{token} {limit} {most + 1} {len(text.encode())} {text}{_EOT}"
                         await self._send(request.encode(), raw)
-                        answer = await self._answer(token, text, mark, size)
+                        answer = await self._answer(token, text, mark, size, ends=ends)
             except TimeoutError as error:
                 message = f"the guest did not answer {shorten(text)!r} within {patience:g} s"
                 raise await self._witness.explain(message, text) from error
@@ -83,7 +88,9 @@ class Requests:
             await self._stream.send(raw[at : at + _BLOCK])
             self._owed -= len(raw[at : at + _BLOCK])
 
-    async def _answer(self, token: str, script: str, mark: str, size: int) -> tuple[int, bytes] | None:
+    async def _answer(
+        self, token: str, script: str, mark: str, size: int, *, ends: bool
+    ) -> tuple[int, bytes] | None:
         """Read the answer of that token, past what is left of earlier ones; None: the request was lost.
 
         So it is when the guest was reverted to a moment in which it read raw bytes. As the agent takes its
@@ -93,8 +100,13 @@ class Requests:
         output = b""
         probe, may_be_lost = secrets.token_hex(4), True
         while True:
-            with anyio.move_on_after(_SILENCE_S if may_be_lost else math.inf) as silence:
-                line = await self._line()
+            try:
+                with anyio.move_on_after(_SILENCE_S if may_be_lost else math.inf) as silence:
+                    line = await self._line()
+            except (anyio.EndOfStream, anyio.BrokenResourceError):
+                if ends and encoded is not None:
+                    return 0, b""
+                raise
             if silence.cancelled_caught:
                 await self._stream.send(f"{_EOT}{probe} 0 1 1 :{_EOT}".encode())
                 continue
@@ -104,6 +116,8 @@ class Requests:
                 return None
             may_be_lost = may_be_lost and encoded is None and line not in {STARTED, f"{token} begin"}
             if line == STARTED and encoded is not None:
+                if ends:
+                    return 0, b""
                 raise GuestFailed(
                     f"the guest's agent was killed, and has started again, during {shorten(script)!r}",
                     script=script,
