@@ -134,7 +134,6 @@ def test_process_that_is_stopped_in_the_middle_says_that_the_outcome_is_not_know
     assert (error.changed.value, error.job_id) == ("unknown", "qmpsnap-commit-keep-00000000")
 
 
-@pytest.mark.timeout(10)
 async def test_launcher_that_is_silent_says_what_it_waits_for(monkeypatch):
     told, said = [], anyio.Event()
 

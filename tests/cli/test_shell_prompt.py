@@ -24,8 +24,6 @@ from qmpsnap.testing.server import Emit, Return, Wait, serve
 from tests.cli.conftest import disks, stands
 from tests.model.schemas import REPLY
 
-pytestmark = pytest.mark.timeout(20)
-
 
 @pytest.fixture
 async def server(tmp_path):

@@ -38,6 +38,10 @@ def tool_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str]
     return make
 
 
+UNTIL_HEARD = """until [ -e "${0%/*}/../heard" ]; do sleep 0.01; done"""
+"""The end of a script, which waits until its progress has been told."""
+
+
 async def told_nothing(done: float) -> None:
     raise AssertionError(done)
 
@@ -45,11 +49,13 @@ async def told_nothing(done: float) -> None:
 async def test_copy_names_every_layer_and_tells_how_far_it_is(
     tmp_path: Path, tool_that: Callable[[str], Path]
 ) -> None:
-    told = tool_that("""printf '    (0.00/100%%)\\r    (37.50/100%%)\\r'; : >"$last"; sleep 0.2""")
+    told = tool_that("""printf '    (0.00/100%%)\\r    (37.50/100%%)\\r'; : >"$last"; """ + UNTIL_HEARD)
     seen = []
 
     async def tell(done: float) -> None:
         seen.append(done)
+        if done:
+            (tmp_path / "heard").touch()
 
     file = str(tmp_path / "vda.qcow2")
     await copy_disk(VIEW, file, speed=7, remove=str(tmp_path / "p"), tell=tell, interval=0.01)
@@ -60,18 +66,21 @@ async def test_copy_names_every_layer_and_tells_how_far_it_is(
 async def test_copy_awaits_its_caller_s_hook_and_fails_with_it(
     tmp_path: Path, tool_that: Callable[[str], Path]
 ) -> None:
-    tool_that("""printf '    (50.00/100%%)\r'; : >"$last"; sleep 0.05""")
+    tool_that("""printf '    (50.00/100%%)\r'; : >"$last"; """ + UNTIL_HEARD)
     told = []
 
     async def slow(done: float) -> None:
-        await asyncio.sleep(0.2)
+        (tmp_path / "heard").touch()
+        await asyncio.sleep(0.2)  # the tool has ended meanwhile
         told.append(done)
 
     file = str(tmp_path / "vda.qcow2")
     await copy_disk(VIEW, file, remove="", tell=slow, interval=0.01)
     assert told[0] == 0.5
+    (tmp_path / "heard").unlink()
 
     async def broken(done: float) -> None:
+        (tmp_path / "heard").touch()
         raise ValueError(done)
 
     with pytest.raises(ValueError, match=r"0\.5"):

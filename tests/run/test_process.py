@@ -37,6 +37,12 @@ def fake_qemu(behaviour: str) -> list[str]:
     return [sys.executable, "-ISc", FAKE + behaviour]
 
 
+@pytest.fixture(autouse=True)
+def _no_haste(monkeypatch):
+    """A Python that ends takes longer from the end of its link to its own than QEMU does."""
+    monkeypatch.setattr("qmpsnap.run.process._MOMENT", 60.0)
+
+
 async def test_qemu_below_a_wrapper_is_known_and_ends_first():
     behaviour = (
         "signal.signal(signal.SIGTERM, lambda *_: (print('flushed', flush=True), os._exit(0)));"

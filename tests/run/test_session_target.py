@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from qmpsnap.testing.jobs import ScriptedJobs
     from qmpsnap.testing.server import QmpServer
 
-pytestmark = [pytest.mark.timeout(10), pytest.mark.usefixtures("nothing_stays")]
+pytestmark = pytest.mark.usefixtures("nothing_stays")
 
 
 async def test_repr_of_a_machine_tells_name_address_process_and_connection(

@@ -27,7 +27,7 @@ class Wire:
         return json.loads(await self.hear())
 
     async def hear(self):
-        return await asyncio.wait_for(self.reader.readline(), 5)
+        return await asyncio.wait_for(self.reader.readline(), 60)
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ async def test_server_greets_a_second_client_when_the_first_has_gone(server, wir
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(reader.readline(), 0.01)
     wire.writer.close()
-    assert await asyncio.wait_for(reader.readline(), 5) == GREETING
+    assert await asyncio.wait_for(reader.readline(), 60) == GREETING
     writer.close()
     await writer.wait_closed()
 
@@ -96,7 +96,7 @@ async def test_wait_for_returns_when_the_command_has_come(server, wire):
     await wire.say(b'{"execute": "stop"}')
     assert not waiter.done()
     await wire.say(b'{"execute": "stop"}')
-    await asyncio.wait_for(waiter, 5)
+    await asyncio.wait_for(waiter, 60)
 
 
 async def test_scripted_jobs_answer_with_what_was_put(server, wire):

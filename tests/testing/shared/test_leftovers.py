@@ -104,6 +104,8 @@ async def test_end_jobs_returns_once_a_migration_that_it_cancels_has_ended(
     disks = graph(vda="base*")
     fake = FakeTarget(disks, machine=a_machine(disks, status=status, migration=migration))
     task = asyncio.create_task(end_jobs(vm_of(fake)))
+    while not fake.sent:  # noqa: ASYNC110 - nothing tells of what is sent
+        await anyio.sleep(0.01)
     await anyio.sleep(0.05)
     assert not task.done()
     assert fake.sent[0] == ("migrate_cancel", {})
