@@ -55,11 +55,11 @@ class Cli:
 
     def __call__(self, *words):
         with self.start(*words) as process:
-            return Ended(0, *process.communicate(timeout=30))._replace(code=process.returncode)
+            return Ended(0, *process.communicate(timeout=60))._replace(code=process.returncode)
 
     def end(self, process):
         with process:
-            return Ended(0, *process.communicate(timeout=30))._replace(code=process.returncode)
+            return Ended(0, *process.communicate(timeout=60))._replace(code=process.returncode)
 
     def job(self, name="stream"):
         """Wait until a job of that operation runs; return its id."""
@@ -105,7 +105,7 @@ class Terminal:
     def type(self, text):
         os.write(self.ours, text.encode())
 
-    def wait_for(self, text, limit=20.0):
+    def wait_for(self, text, limit=60.0):
         until = time.monotonic() + limit
         while text not in self.seen:
             left = until - time.monotonic()
@@ -120,7 +120,7 @@ class Terminal:
     def end(self):
         stdout = self.process.stdout.fileno()
         out, unended = b"", {self.ours, stdout}
-        while unended and (ready := select.select([*unended], [], [], 20)[0]):
+        while unended and (ready := select.select([*unended], [], [], 60)[0]):
             for descriptor in ready:
                 try:
                     more = os.read(descriptor, 65536)
@@ -132,7 +132,7 @@ class Terminal:
                     out += more
                 else:
                     self.seen += self._decode(more)
-        return Ended(self.process.wait(20), out.decode(), self.seen)
+        return Ended(self.process.wait(60), out.decode(), self.seen)
 
 
 class Screen:
@@ -173,7 +173,7 @@ class Screen:
     def settings(self):
         return termios.tcgetattr(self._theirs)
 
-    def wait_for(self, *texts, limit=20.0):
+    def wait_for(self, *texts, limit=60.0):
         """Return the first whole screen with all the texts."""
         until = time.monotonic() + limit
         while True:
@@ -187,8 +187,8 @@ class Screen:
     def end(self):
         """Wait for the end; return the exit code, and what is on the terminal then."""
         while self._END not in self._read:
-            self._more(time.monotonic() + 20, self._END)
-        code = self.process.wait(20)
+            self._more(time.monotonic() + 60, self._END)
+        code = self.process.wait(60)
         while select.select([self.ours], [], [], 0.05)[0]:
             self._read += self._decode(os.read(self.ours, 65536))
         return code, [line.rstrip() for line in self._lines(self._read.partition(self._END)[2])]

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import qmpsnap
+from qmpsnap.run.proc import is_stopped
 
 CHEAP = ("-M", "q35", "-m", "64", "-nodefaults", "-no-user-config", "-display", "none", "-S")
 _FILTERS = {"mirror_top", "commit_top", "copy-on-read", "copy-before-write"}
@@ -71,7 +72,7 @@ class Monitor:
 
     def __init__(self, sock):
         self._socket = sock
-        self._socket.settimeout(30)
+        self._socket.settimeout(60)
         self._file = sock.makefile("rwb")
         self.events = []
         try:
@@ -187,8 +188,13 @@ class Machine:
     def quit(self):
         with contextlib.suppress(EOFError, ConnectionResetError):
             self.qmp("quit")
-        assert self.process.wait(20) == 0, self.log()
+        assert self.process.wait(60) == 0, self.log()
         self.killed = True
+
+    def freeze(self):
+        """Stop it by a signal; it has stopped when this returns, and `kill -CONT` lets it go on."""
+        self.process.send_signal(signal.SIGSTOP)
+        wait_for(lambda: is_stopped(self.pid), "the stop by a signal")
 
     def kill(self):
         """End it at once; what is checked at its end is not checked then."""
@@ -306,7 +312,7 @@ def listing(folder):
     )
 
 
-def wait_for(condition, what="it", limit=10.0):
+def wait_for(condition, what="it", limit=60.0):
     """Wait until a condition holds; blocks."""
     until = time.monotonic() + limit
     while not condition():

@@ -98,7 +98,7 @@ class Prompt(Screen):
         """
         self._began = self._canvas.row
         self.type(typed)
-        until = time.monotonic() + 30
+        until = time.monotonic() + 60
         while self.line != f"{PROMPT} {whole}":
             assert time.monotonic() < until, self._canvas.rows[self._began :]
             self.type("\t")
@@ -127,7 +127,7 @@ class Prompt(Screen):
 
     def ended(self):
         """Wait for the end of the shell; return its exit code and what has come."""
-        until = time.monotonic() + 30
+        until = time.monotonic() + 60
         while self.process.poll() is None:
             assert time.monotonic() < until, self.text
             self._more_by(time.monotonic() + 0.1)
@@ -136,7 +136,7 @@ class Prompt(Screen):
         return self.process.returncode, self.text
 
     def _until(self, holds, wanted):
-        until = time.monotonic() + 30
+        until = time.monotonic() + 60
         while not holds():
             assert self._more_by(until), f"{wanted} did not come: {self._canvas.rows[self._began :]}"
 

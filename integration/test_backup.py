@@ -17,8 +17,6 @@ from integration.known_images import KIB, MIB, QEMUS, content, overwritten
 from integration.machines import blockdev, drive, listing, wait_for
 from qmpsnap.errors import Busy, CommandFailed, Interrupted, InvalidTarget, LinkLost
 
-pytestmark = pytest.mark.timeout(120)
-
 ONE_QEMU = pytest.mark.parametrize("qemu", QEMUS[:1], indirect=True, ids=[QEMUS[0].short])
 SLOW = MIB  # bytes/s: a copy takes a second, long enough to meet
 
@@ -127,7 +125,7 @@ async def test_backup_without_space_in_the_middle_of_a_copy_leaves_nothing(image
                         (room / "other").write_bytes(b"x" * (room_left(room) - 64 * KIB))
 
             with pytest.raises(CommandFailed, match="No space left on device") as caught:
-                await vm.backup(room, speed=MIB, hooks=qmpsnap.Hooks(fill, 0.02))
+                await vm.backup(room, speed=MIB // 4, hooks=qmpsnap.Hooks(fill, 0.02))
             assert (caught.value.changed.value, caught.value.left) == ("no", ())
             assert names(room) == ["other"]
             assert (await vm.graph()).disks["vda"].files == made.chain
@@ -204,7 +202,7 @@ def test_running_backup_is_listed_with_its_process_which_alone_ends_it(images, m
     extra = ("-qmp", f"unix:{second},server=on,wait=off")
     with machine(*blockdev("vda", made.active), extra=extra) as running:
         cli = Cli(running)
-        backup = cli.start("backup", "run", tmp_path / "backups", "--speed", "64K")
+        backup = cli.start("backup", "run", tmp_path / "backups", "--speed", "16K")
         wait_for(lambda: [*tmp_path.glob("backups/*.partial/vda.qcow2")], "a copy")
         backup.send_signal(signal.SIGSTOP)  # so that it is not done before we have looked
         (listed,) = cli("-s", second, "--json", "jobs").json["backups"]

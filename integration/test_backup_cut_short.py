@@ -19,8 +19,6 @@ from integration.machines import drive, listing, wait_for
 from integration.off import daemons, offline
 from integration.test_kill import clients
 
-pytestmark = pytest.mark.timeout(300)
-
 DRAWN = {"vda": "base <- s1", "vdb": "base"}
 
 

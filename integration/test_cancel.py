@@ -25,7 +25,6 @@ WAYS = [
 
 
 @SYSTEM
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize(("name", "cancel"), WAYS)
 async def test_cancel_at_every_await_leaves_it_before_or_after(qemu, tmp_path, everything, name, cancel):
     choose, came = Ordinals() if everything else Sites(), True

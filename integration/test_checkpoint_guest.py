@@ -66,7 +66,6 @@ def at(number):
     return {"RAM": str(number), **dict.fromkeys(FORMATS, str(number))}
 
 
-@pytest.mark.timeout(240)
 async def test_guest_goes_back_in_place_ten_times_with_memory_and_disks_at_one_count(qemu, tmp_path, times):
     files = made(qemu, tmp_path)
     async with booted(qemu, tmp_path, files, formats=FORMATS) as (vm, client), counting(tmp_path) as counter:
@@ -99,7 +98,6 @@ async def test_guest_goes_back_in_place_ten_times_with_memory_and_disks_at_one_c
         assert await counter.stop() == ""
 
 
-@pytest.mark.timeout(240)
 async def test_guest_that_was_rebooted_since_goes_back_in_place_and_counts_on(qemu, tmp_path, times):
     files = made(qemu, tmp_path)
     async with (
@@ -122,13 +120,12 @@ async def test_guest_that_was_rebooted_since_goes_back_in_place_and_counts_on(qe
             ]
             back = await vm.run(plan)
             assert 0 < back.standstill_s < back.elapsed_s
-            assert (await status(client), await guest.wait_ready(limit=30)) == ("running", boot)
+            assert (await status(client), await guest.wait_ready()) == ("running", boot)
             await counter.more(20)
         assert await counter.stop() == ""
         assert len(set((await counter.get()).values())) == 1
 
 
-@pytest.mark.timeout(240)
 @pytest.mark.parametrize("mode", ["stop", "background"])
 async def test_guest_that_counts_all_the_while_goes_on_from_there_in_new_qemus(qemu, tmp_path, times, mode):
     """And of a background checkpoint in the same QEMU, once it has a store."""
@@ -199,7 +196,6 @@ async def _revert_in_place(vm, counter, low):
     assert len(set((await counter.get()).values())) == 1
 
 
-@pytest.mark.timeout(240)
 async def test_guest_is_saved_and_restored_three_times(qemu, tmp_path):
     files = made(qemu, tmp_path)
     for number in range(4):

@@ -231,7 +231,7 @@ async def test_checkpoint_refuses_where_qemu_has_given_its_images_up(qemu, image
             await vm.checkpoint("c1", mode="internal")
             await vm.snapshot("disks", inside=True)
             running.qmp("migrate", uri=f"exec:cat > {tmp_path / 'memory'}")
-            wait_for(lambda: running.qmp("query-migrate").get("status") == "completed", "the migration")
+            wait_for(lambda: status(running) == "postmigrate", "the migration")  # it is completed before
             for intent in (Checkpoint("c2", "internal", via=via), Revert("c1", via=via),
                            Delete("c1", via=via), Delete("c1"), Delete("disks")):  # fmt: skip
                 with traced(vm) as sent, pytest.raises(Unsupported, match="deactivated its images") as caught:
@@ -250,9 +250,10 @@ async def test_checkpoint_waits_for_a_job_when_it_is_asked_to_and_not_for_one_th
     copy = qemu.create(tmp_path / "copy.qcow2")
     with machine(*blockdev("vda", images("base <- s1").active)) as running:
         async with running.connect() as vm:
-            running.qmp("block-stream", {"job-id": "theirs", "device": "vda-node", "speed": 1 * MIB})
+            running.qmp("block-stream", {"job-id": "theirs", "device": "vda-node", "speed": 1024})
             with pytest.raises(Busy, match="'theirs'"):
                 await vm.checkpoint("c1", mode="internal", via=via)
+            running.qmp("block-job-set-speed", device="theirs", speed=MIB)
             taken = await vm.checkpoint("c1", mode="internal", via=via, wait=True)
             assert taken.bytes
             assert running.qmp("query-jobs") == []

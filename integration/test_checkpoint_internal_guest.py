@@ -14,7 +14,6 @@ ALL = {"vda": "qcow2", "vdb": "qcow2"}
 RAW_BESIDE = {"vdr": "raw", "vda": "qcow2"}
 
 
-@pytest.mark.timeout(180)
 @pytest.mark.parametrize(
     ("disks", "leave", "via"),
     [(ALL, (), "hmp"), (ALL, (), "jobs"), (RAW_BESIDE, ("vdr",), None)],

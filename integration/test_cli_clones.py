@@ -10,12 +10,9 @@ import signal
 import socket
 from pathlib import Path
 
-import pytest
-
 from integration.cli import Cli
 from integration.machines import CHEAP, blockdev, listing
 
-pytestmark = pytest.mark.timeout(90)
 BY_FORK = ["create-images", "start-helper", "write-state", "start-children", "end-children"]
 
 
@@ -31,7 +28,7 @@ def script(qemu, folder, *, run="exec"):
 def end_by_ctrl_c(process, *codes):
     """Let it end, with one of these exit codes."""
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=60)
     assert process.returncode in codes, err
 
 
@@ -105,7 +102,7 @@ def forked(running, start, *words):
             yield
         finally:
             process.kill()
-            process.communicate(timeout=30)
+            process.communicate(timeout=60)
 
 
 def test_fork_is_no_interrupted_operation_as_long_as_its_client_lives(

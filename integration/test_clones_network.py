@@ -15,7 +15,7 @@ from qmpsnap.testing.initramfs import PORT_NAME
 from qmpsnap.testing.machine import guest_machine
 from qmpsnap.testing.wake import wake
 
-pytestmark = [pytest.mark.one_qemu, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.one_qemu
 
 
 async def set_mac(clone, number):

@@ -163,12 +163,14 @@ async def test_commit_while_the_guest_writes(qemu, images, machine, top):
         if len(writes) < 20:
             writes.append((0x21 + len(writes), 5 * MIB + 48 * KIB * len(writes), 64 * KIB))
             running.write("vda", *writes[-1])
+        if len(writes) == 3:
+            running.qmp("block-job-set-speed", device=progress.job.id, speed=MIB)
 
     with machine(*drive("vda", made.active)) as running:
         async with running.connect() as vm:
             hooks = Hooks(progress=guest, interval=0.05)
-            done = await vm.commit("vda", top=top, speed=MIB, hooks=hooks)
-    assert writes
+            done = await vm.commit("vda", top=top, speed=16 * KIB, hooks=hooks)
+    assert len(writes) >= 3
     assert qemu.read(done.chains["vda"][0]) == overwritten(content(4), *writes)
     assert qemu.read(made.files[0]) == (overwritten(content(4), *writes) if top is None else content(3))
 

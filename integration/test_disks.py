@@ -92,7 +92,6 @@ async def listed(vm, names):
     return found
 
 
-@pytest.mark.timeout(120)
 async def test_every_disk_keeps_its_name_and_its_moments_through_every_verb(qemu, machine, tmp_path):
     words, base = arguments(qemu, tmp_path)
     names = {name for _, name, _ in DISKS.values()}

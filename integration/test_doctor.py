@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import subprocess
 from pathlib import Path
 
@@ -24,6 +25,12 @@ ONE = pytest.mark.parametrize("qemu", QEMUS[:1], indirect=True, ids=[QEMUS[0].sh
 def node_of(running, file, driver="qcow2"):
     nodes = running.qmp("query-named-block-nodes", flat=True)
     return next(one["node-name"] for one in nodes if one["file"] == str(file) and one["drv"] == driver)
+
+
+def listens(path):
+    """Whether there is a server; a socket has its name before."""
+    with socket.socket(socket.AF_UNIX) as client:
+        return client.connect_ex(path) == 0
 
 
 # -- what is well ------------------------------------------------------------------------------------
@@ -47,7 +54,7 @@ def test_unusual_settings_that_are_right_are_healthy(qemu, machine, doctor, tmp_
     served, nbd = f"{tmp_path}/nbd", image("nbd.raw", "raw")
     remote = {"driver": "nbd", "node-name": "nbd-node", "server": {"type": "unix", "path": served}}
     server = subprocess.Popen([qemu.directory / "qemu-nbd", "-k", served, "-f", "raw", "-t", nbd])
-    wait_for(lambda: Path(served).exists(), "the NBD server")
+    wait_for(lambda: listens(served), "the NBD server")
     try:
         with machine(
             *throttled("vda", relative), *drive("vdb", image("b.raw", "raw"), "raw"),
@@ -88,6 +95,11 @@ def slow_backup(running, job_id, disk, target, **more):
                                     "sync": "full", "auto-dismiss": False, **more})  # fmt: skip
 
 
+def statuses(running):
+    """The id and the state of each job."""
+    return [(job["id"], job["status"]) for job in running.qmp("query-jobs")]
+
+
 def test_jobs_nodes_headers_and_bitmaps_are_mended(qemu, images, machine, doctor, tmp_path):
     one, two, raw = images(folder="a"), images("base", folder="b"), images(folder="c", base_format="raw")
     qemu.img("bitmap", "--add", two.active, "b0")
@@ -114,7 +126,8 @@ def test_jobs_nodes_headers_and_bitmaps_are_mended(qemu, images, machine, doctor
         slow_backup(running, "ended", "vda", "t1")
         running.qmp.wait_event("JOB_STATUS_CHANGE", id="ended", status="concluded")
         slow_backup(running, "paused", "vdc", "t2", speed=1)
-        running.qmp("job-pause", {"id": "paused"})
+        running.qmp("job-pause", {"id": "paused"})  # the reply does not wait for that
+        wait_for(lambda: ("paused", "paused") in statuses(running), "the pause")
         doctor = doctor(running)
         assert doctor.troubles() == [
             ("backing-wrong", one.files[1]),
@@ -140,9 +153,7 @@ def test_jobs_nodes_headers_and_bitmaps_are_mended(qemu, images, machine, doctor
         running.read("vda", 0x77, "5M", 65536)
         with pytest.raises(AssertionError):
             qemu.img("bitmap", "--remove", two.active, "b0")
-        running.qmp("quit")
-        running.process.wait()
-        running.killed = True
+        running.quit()
     qemu.check_chain(*one.chain)
     assert [one["format"] for one in qemu.chain(raw.active)] == ["qcow2", "qcow2", "raw"]
 

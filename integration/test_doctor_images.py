@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import socket
 import threading
 import time
@@ -111,13 +110,17 @@ def test_images_that_no_command_mends_say_why(qemu, images, capsys, tmp_path):
 
 @ONE
 def test_a_monitor_that_does_not_greet_is_explained(machine, doctor, monkeypatch):
-    monkeypatch.setattr("qmpsnap.cli.doctor._GREETING_LIMIT", 0.3)
     with machine() as running:
         doctor = doctor(running)
         with Cli(running).start("events") as holder:
             wait_for(lambda: clients_of(running.socket), "the client")
-            assert doctor.mend_all() == [("monitor-held", running.socket)]
-            assert holder.wait(10) == 130
+            with monkeypatch.context() as context:
+                context.setattr("qmpsnap.cli.doctor._GREETING_LIMIT", 0.3)
+                assert doctor.troubles() == [("monitor-held", running.socket)]
+            doctor.mend()
+            assert holder.wait(60) == 130
+            assert doctor.troubles() == []
+        monkeypatch.setattr("qmpsnap.cli.doctor._GREETING_LIMIT", 0.3)
         with socket.socket(socket.AF_UNIX) as ours:
             ours.connect(running.socket)
             ours.recv(10)
@@ -130,7 +133,7 @@ def test_a_qemu_that_a_signal_stopped_is_continued(machine, doctor, monkeypatch)
     monkeypatch.setattr("qmpsnap.cli.doctor._GREETING_LIMIT", 0.3)
     with machine() as running:
         doctor = doctor(running)
-        running.process.send_signal(signal.SIGSTOP)
+        running.freeze()
         assert doctor.troubles() == [("monitor-silent", running.socket)]
         doctor.mend()
         # No second look: QEMU 7.2 may keep serving the connections that were given up meanwhile.
@@ -143,7 +146,7 @@ def test_a_machine_that_ends_meanwhile_is_an_error_and_no_trouble(images, machin
     with machine(*blockdev("vda", made.active)) as running:
         doctor = Doctor(capsys, qemu, "-s", running.socket)
         threading.Timer(0.15, running.kill).start()
-        ends = time.monotonic() + 5
+        ends = time.monotonic() + 60
         code = 0
         while code in {0, 8} and time.monotonic() < ends:
             code, out, err = doctor._run(*doctor.words, "doctor")

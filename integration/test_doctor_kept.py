@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import shutil
 
-import pytest
-
 from integration.cli import Cli
 from integration.known_images import MIB
 from integration.machines import blockdev, wait_for
+from integration.processes import until_ended
 from integration.test_cli_clones import script
-
-pytestmark = pytest.mark.timeout(90)
 
 
 def test_a_guest_that_needs_a_reset_and_a_bitmap_in_use(images, machine, doctor):
@@ -58,6 +55,7 @@ def test_layers_that_are_kept_for_nothing_are_freed(qemu, images, machine, docto
         assert process.stdout.readline().startswith("0: pid ")
         process.kill()
         cli.end(process)
+        until_ended(running, tmp_path)
         assert {code for code, _ in doctor.mend_all()} == {"operation-left"}, doctor.text
         assert not list(tmp_path.glob("*template*"))
         assert [one["name"] for one in cli("--json", "list").json["moments"]] == ["t1"]
@@ -66,5 +64,6 @@ def test_layers_that_are_kept_for_nothing_are_freed(qemu, images, machine, docto
         assert process.stdout.readline().startswith("0: pid ")
         process.kill()
         cli.end(process)
+        until_ended(running, tmp_path)
         assert {code for code, _ in doctor.mend_all()} == {"keeper-left"}, doctor.text
         assert not list(tmp_path.glob("*template*"))

@@ -17,7 +17,7 @@ import pytest
 from integration.cli import ROOT, Cli, Terminal
 from integration.machines import blockdev, drive
 
-pytestmark = [pytest.mark.one_qemu, pytest.mark.timeout(300)]  # a score of processes, one after the other
+pytestmark = pytest.mark.one_qemu
 
 INDEX = (ROOT / "docs" / "index.md").read_text()
 README = (ROOT / "README.md").read_text()
@@ -115,7 +115,7 @@ def tutorial(qemu, tmp_path):
             yield SimpleNamespace(qemu=qemu, folder=folder, socket=str(folder / "qmp.sock"), start=start)
         finally:
             process.send_signal(signal.SIGINT)
-            process.wait(20)
+            process.wait(60)
 
 
 def test_tutorial_s_commands_print_what_it_shows(tutorial, leftovers):
@@ -152,7 +152,7 @@ def test_tutorial_s_commands_print_what_it_shows(tutorial, leftovers):
 
 def test_tutorial_s_script_does_not_start_from_a_base(tutorial):
     with tutorial.start() as again:
-        said = again.communicate(timeout=20)[1]
+        said = again.communicate(timeout=60)[1]
     assert (again.returncode, said.splitlines()[-1]) == (
         1, f"{tutorial.folder}/vda.qcow2 is there already: begin in an empty directory",
     )  # fmt: skip

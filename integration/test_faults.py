@@ -214,7 +214,7 @@ async def test_mirror_that_ignores_errors_goes_on_when_there_is_room(qemu, image
                 await asyncio.wait({task, failed}, return_when=asyncio.FIRST_COMPLETED)
                 assert (failed.done(), task.done()) == (True, False)
                 subprocess.run(["mount", "-o", "remount,size=32m", full], check=True)
-                with anyio.fail_after(20):
+                with anyio.fail_after(60):
                     done = await task
             assert done.chains == {"vda": (f"{full}/t.qcow2",)}
     assert qemu.read(full / "t.qcow2") == content(3)

@@ -31,7 +31,6 @@ from qmpsnap.errors import (
 )
 from qmpsnap.run.session_target import SessionTarget
 
-pytestmark = pytest.mark.timeout(60)
 WRITE, CHILD = (0xA1, 6 * MIB, 64 * KIB), (0xB0, 7 * MIB, 64 * KIB)
 
 
@@ -346,7 +345,7 @@ async def test_helper_loads_and_children_start_while_the_memory_is_written(
 
         async def performed(target, step):
             if target is vm._target:
-                with anyio.fail_after(30):
+                with anyio.fail_after(60):
                     for event in waits.pop(step.command, ()):
                         await event.wait()
             if how == "killed" and step.command == "await-migration" and pids[:1] == [target.pid]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import shlex
@@ -12,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from integration.known_images import KIB, MIB
-from integration.machines import blockdev, listing, wait_for
+from integration.machines import blockdev, listing
+from integration.processes import until_ended
 from integration.states import status
 from integration.test_kill import orders
 from qmpsnap.cli.main import run as run_command
@@ -56,28 +56,6 @@ def kind(printed):
     return "merge" if "commit-pivot" in printed[0] else "fork"
 
 
-def programs_on(place, running):
-    """Ids of processes that have something of the fork open, or named: they end just after their client.
-
-    So does one that the client was starting, which has the client's locks until it runs its own program.
-    """
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        if process.name not in {str(os.getpid()), str(running.pid)}:
-            with contextlib.suppress(OSError):
-                names = [*opened(process), (process / "cmdline").read_text(errors="replace")]
-                if any(str(place) in name or f"{running.folder}/a/" in name for name in names):
-                    found.append(process.name)
-    return found
-
-
-def opened(process):
-    """Names of the files that a process has open."""
-    for link in (process / "fd").iterdir():
-        with contextlib.suppress(OSError):
-            yield str(link.readlink())
-
-
 @pytest.fixture
 def scratch(temporary, monkeypatch):
     """Where temporary files are, also those of processes."""
@@ -99,9 +77,7 @@ def test_killed_client_of_a_fork_leaves_what_jobs_shows_and_its_commands_mend(
         for point in range(step // 2, 180, step):
             running.write("vda", point + 1, 6 * MIB, 64 * KIB)
             ended = give(socket=running.socket, qemu=qemu.version, fork=str(scratch), point=point)
-            wait_for(
-                lambda: not programs_on(scratch, running), "the end of the helper and the child", limit=30
-            )
+            until_ended(running, scratch, running.folder / "a")
             memory = re.findall(r'"vm_state_file": ?"(/[^"]+)"', "".join(jobs.run("--json", "list")))
             printed = jobs.mend()
             for file in running.folder.rglob(".moment-*.json.????????"):

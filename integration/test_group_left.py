@@ -15,7 +15,6 @@ from integration.test_kill import orders
 from qmpsnap.cli.main import run as run_command
 
 __all__ = ["two"]
-pytestmark = pytest.mark.timeout(180)
 POINTS = {"disks": (6,), "in-place": (9, 12, 15, 18), "background": (15, 21)}
 """Both guests are paused, their disks have moved, or one of them runs again."""
 

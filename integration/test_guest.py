@@ -103,7 +103,7 @@ async def test_guest_is_there_again_after_a_reset_and_gone_after_poweroff(qemu, 
             "written\ncat: can't open '/tmp/file': No such file or directory"
         )
         await guest.poweroff()
-        with anyio.fail_after(20):
+        with anyio.fail_after(60):
             assert await vm.process.wait() == 0
         with pytest.raises(GuestFailed, match="port was closed"):
             await guest.run("true")

@@ -20,8 +20,6 @@ from qmpsnap.testing.guest import Guest
 from qmpsnap.testing.initramfs import PORT_NAME
 from qmpsnap.testing.machine import guest_machine
 
-pytestmark = pytest.mark.timeout(180)
-
 CRASH = "echo c > /proc/sysrq-trigger"
 CRASHED = "Kernel panic - not syncing: sysrq triggered crash"
 

@@ -31,7 +31,7 @@ def _fails_a_load(running):
 def _saves_its_state(running):
     running.qmp("cont")
     running.qmp("migrate", uri=f"exec:cat > {running.folder}/state")
-    wait_for(lambda: running.qmp("query-migrate").get("status") == "completed", "the migration")
+    wait_for(lambda: state(running) == "postmigrate", "the migration")  # it is completed a moment before
 
 
 def _shuts_down(running):

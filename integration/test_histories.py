@@ -149,7 +149,6 @@ class Guest:
             at += length
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize("line", ROWS)
 async def test_every_verb_keeps_every_byte(qemu, machine, tmp_path, line):
     files, forms, data = grow(qemu, tmp_path, ROWS[line])

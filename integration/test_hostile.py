@@ -26,8 +26,6 @@ from integration.machines import blockdev
 from integration.off import offline
 from qmpsnap.errors import Changed, FileMoved, ImageInUse, Refused, StillNeeded, UnsafeImage, Unsupported
 
-pytestmark = pytest.mark.timeout(60)
-
 _OPENED = 0x20  # IN_OPEN, of inotify(7)
 
 

@@ -12,7 +12,7 @@ import qmpsnap
 from integration.cli import ROOT
 from integration.machines import drive
 
-pytestmark = [pytest.mark.one_qemu, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.one_qemu
 
 
 def blocks(howto):

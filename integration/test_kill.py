@@ -87,7 +87,7 @@ async def end(vm):
     ids = await unfinished(vm)
     assert len(ids) <= 1
     for job_id in ids:
-        with anyio.fail_after(20):
+        with anyio.fail_after(60):
             try:
                 return await vm.jobs.wait(job_id)
             except JobFailed as failed:
@@ -153,7 +153,6 @@ def test_points_that_are_sampled_are_of_every_operation_and_all_are_taken_on_the
             assert sampled(points, None, name, everything=True) == points
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", CASES)
 async def test_killed_client_leaves_what_the_next_one_ends(qemu, tmp_path, everything, name):
     points = sampled(await states(qemu, name, tmp_path / "all"), qemu, name, everything=everything)
@@ -180,7 +179,6 @@ async def test_killed_client_leaves_what_the_next_one_ends(qemu, tmp_path, every
             rig.forget_records()
 
 
-@pytest.mark.timeout(300)
 async def test_overlays_of_a_killed_checkpoint_are_merged_back_whoever_is_killed_meanwhile(
     qemu, tmp_path, everything
 ):
@@ -229,14 +227,13 @@ async def test_killed_checkpoint_is_shown_while_another_client_s_job_keeps_its_o
         refused = cli("--json", "job", "wait", left["id"])
         assert (refused.code, refused.json["error"]["job_id"]) == (3, "theirs")
         running.qmp("job-cancel", id="theirs")
-        wait_for(lambda: running.qmp("query-jobs") == [], "the end of the job", limit=30)
+        wait_for(lambda: running.qmp("query-jobs") == [], "the end of the job")
         assert cli("job", "wait", left["id"]).code == 0
         async with running.connect() as vm:
             assert not await rig.cleared(vm)
     rig.verify(done=False)
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", CASES)
 async def test_killed_qemu_ends_the_operation_and_the_next_start_goes_on(qemu, tmp_path, everything, name):
     points = sampled(await states(qemu, name, tmp_path / "all"), qemu, name, everything=everything)

@@ -59,7 +59,6 @@ async def daemon_killed_at(point, rig):
             await vm.run(plan)
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", NAMES)
 async def test_next_client_ends_what_was_under_way(qemu, tmp_path, everything, name):
     points = await count(qemu, name, tmp_path / "all")

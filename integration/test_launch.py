@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shlex
 import signal
@@ -17,8 +18,6 @@ import qmpsnap
 from integration.cli import ROOT
 from integration.machines import CHEAP, SOON, blockdev
 from qmpsnap.helper import loaded, source_of
-
-pytestmark = pytest.mark.timeout(60)
 
 
 @pytest.mark.parametrize(
@@ -115,10 +114,13 @@ LINES = {
 }  # fmt: skip
 
 
-def free_port():
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
+def free_ports():
+    """Free ports below those that the kernel gives away, which a test beside this one may be given."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
+    for port in range(10000 + worker * 500, 10500 + worker * 500):
+        with socket.socket() as sock, contextlib.suppress(OSError):
+            sock.bind(("127.0.0.1", port))
+            yield port
 
 
 @pytest.mark.parametrize("line", LINES.values(), ids=LINES)
@@ -130,7 +132,8 @@ async def test_another_qemu_of_a_command_line_runs_beside_the_first_on_images_of
         qemu.create(tmp_path / f"{name}.qcow2")
     for name in "bd":
         qemu.create(tmp_path / f"{name}.raw", form="raw", size=1 << 20)
-    line = line.replace("DISPLAY", str(free_port() - 5900)).replace("PORT", str(free_port()))
+    display, port, *_ = free_ports()
+    line = line.replace("DISPLAY", str(display - 5900)).replace("PORT", str(port))
     argv = [qemu.system, "-m", "64", "-display", "none", "-S", *shlex.split(line)]
     (tmp_path / "own").mkdir()
     async with qmpsnap.launch(argv, cwd=tmp_path) as vm:

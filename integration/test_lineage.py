@@ -78,7 +78,7 @@ async def streamed_then_mirrored(vm, folder):
 async def stream_of_another_client(vm, **base):
     top = (await vm.graph()).disks["vda"].active.node
     await vm.execute("block-stream", {"job-id": "another", "device": top, **base})
-    with anyio.fail_after(20):
+    with anyio.fail_after(60):
         while any(job.id == "another" for job in await vm.jobs.list()):
             await anyio.sleep(0.05)
 

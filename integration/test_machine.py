@@ -21,8 +21,6 @@ from qmpsnap.testing.guest import Guest
 from qmpsnap.testing.initramfs import PORT_NAME
 from qmpsnap.testing.machine import guest_machine
 
-pytestmark = pytest.mark.timeout(120)
-
 
 def described(qemu, folder, *names, **options):
     """A machine without a guest, each of its disks an image of that name."""
@@ -58,9 +56,9 @@ async def test_guest_boots_with_console_and_port_and_powers_off(deep):
             assert await guest.device(disk.name)
         # 0.4 MB: the guest is not held up, and what is kept has a bound.
         await guest.run("head -c 400000 /dev/zero | tr '\\0' x > /dev/console; echo the end > /dev/console")
-        await vm.console.wait_for("the end", limit=30)
+        await vm.console.wait_for("the end", limit=120)
         assert len(vm.console.tail) <= 64 * 1024
-        assert await vm.poweroff(limit=30, ask=guest.poweroff) == "powered-off"
+        assert await vm.poweroff(limit=60, ask=guest.poweroff) == "powered-off"
         assert vm.exit_status == 0
         with pytest.raises(qmpsnap.LinkLost, match="ended with status 0"):
             await vm.status()

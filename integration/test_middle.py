@@ -46,7 +46,6 @@ def resumed(running):
     return stamp["seconds"] + stamp["microseconds"] / 1e6
 
 
-@pytest.mark.timeout(120)
 async def test_killed_client_leaves_qemu_in_the_middle_and_the_next_one_finds_it_done(rig, request):
     name = request.node.callspec.params["rig"]
     with clients() as run, rig.start() as running:
@@ -61,7 +60,6 @@ async def test_killed_client_leaves_qemu_in_the_middle_and_the_next_one_finds_it
     rig.verify(done=True)
 
 
-@pytest.mark.timeout(120)
 async def test_cancel_in_the_middle_awaits_the_end_and_leaves_nothing(rig):
     with rig.start() as running:
         running.qmp.wait_event("RESUME")

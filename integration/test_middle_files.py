@@ -24,7 +24,6 @@ ENDS = {
 }
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize("name", ENDS)
 async def test_killed_client_leaves_a_file_half_written_and_the_next_one_puts_all_right(
     qemu,

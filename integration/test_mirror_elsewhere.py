@@ -41,7 +41,7 @@ async def test_killed_mirror_leaves_its_empty_target_and_says_so(qemu, images, m
     target = elsewhere / "copy.qcow2"
     with machine(*blockdev("vda", made.active)) as running:
         client = subprocess.run(
-            [sys.executable, "-c", CLIENT, running.socket, str(target)], check=False, timeout=30
+            [sys.executable, "-c", CLIENT, running.socket, str(target)], check=False, timeout=60
         )
         assert client.returncode == -9
         assert target.stat().st_size == 0

@@ -233,7 +233,7 @@ async def test_whoever_ends_an_operation_tells_all_that_its_result_would_have_to
             for name in ("one", "two", "three"):
                 running.write("vda", 7, 0, BLOCK)
                 await vm.snapshot(name)
-            plan = await vm.plan(replace(make(tmp_path), speed=16 * KIB))
+            plan = await vm.plan(replace(make(tmp_path), speed=KIB))
             detach = anyio.Event()
             detach.set()
             with pytest.raises(Detached) as caught:

@@ -67,7 +67,7 @@ async def test_a_guest_whose_disk_is_full_is_rescued_by_a_snapshot_elsewhere(qem
         ] == "io-error"  # ours to snapshot, not to start
         await client.execute("cont")
         before = await writer.count()
-        with anyio.fail_after(30):
+        with anyio.fail_after(60):
             while await writer.count() < before + 50:
                 await anyio.sleep(0.05)
         assert (await client.execute("query-status"))["status"] == "running"

@@ -22,8 +22,6 @@ from integration.machines import WAYS, blockdev, drive, listing, traced, wait_fo
 from qmpsnap.errors import Busy, GraphMismatch, NotInChain, TargetExists
 from qmpsnap.plan.intent import Delete
 
-pytestmark = pytest.mark.timeout(120)
-
 ONE_QEMU = pytest.mark.parametrize("qemu", QEMUS[:1], indirect=True, ids=[QEMUS[0].short])
 HOWTO = (ROOT / "docs" / "howto" / "look-inside.md").read_text()
 

@@ -40,7 +40,7 @@ def node(file, **more):
 
 
 def reaches(machine, state):
-    wait_for(lambda: machine.qmp("query-status")["status"] == state, state, 20)
+    wait_for(lambda: machine.qmp("query-status")["status"] == state, state)
 
 
 async def test_status_says_why_the_guest_is_not_running_and_what_helps(machine, qemu, small, tmp_path):

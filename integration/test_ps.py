@@ -88,7 +88,7 @@ async def test_who_is_in_the_way_is_named(qemu, machine, tmp_path):
             with pytest.raises(ConnectFailed, match=r"no greeting .* this process itself is connected"):
                 async with qmpsnap.connect(first.socket, greeting_limit=0.1):
                     pass
-        first.process.send_signal(signal.SIGSTOP)
+        first.freeze()
         with pytest.raises(ConnectFailed, match=rf"QEMU \(process {first.process.pid}\) is stopped"):
             async with qmpsnap.connect(first.socket, greeting_limit=0.1):
                 pass

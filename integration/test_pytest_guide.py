@@ -10,7 +10,7 @@ from integration.cli import ROOT
 from integration.suites import NOTHING, Suite
 from qmpsnap.testing.machine import find_guest_image
 
-pytestmark = [pytest.mark.one_qemu, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.one_qemu
 
 GUIDE = (ROOT / "docs" / "howto" / "pytest.md").read_text()
 

@@ -11,7 +11,7 @@ import pytest
 from integration.machines import wait_for
 from integration.suites import BARE, NOTHING, Suite
 
-pytestmark = [pytest.mark.timeout(300), pytest.mark.one_qemu]
+pytestmark = pytest.mark.one_qemu
 
 WAITS = """
 import os, pathlib
@@ -65,7 +65,8 @@ def test_nothing_is_left_when_the_controller_and_both_workers_are_killed_at_once
             for one in (process.pid, first, second):
                 os.kill(one, number)
         wait_for(lambda: suite.left() == NOTHING, "the end of all that was started", limit=SOON)
-        assert not any(is_there(one) for pair in started for one in pair)
+        processes = [one for pair in started for one in pair]
+        wait_for(lambda: not any(map(is_there, processes)), "the end of the workers", limit=SOON)
         process.communicate(timeout=SOON)
 
 

@@ -18,8 +18,6 @@ from qmpsnap.testing.shared import machine as shared_machine
 from qmpsnap.testing.shared.pool import Pool
 from qmpsnap.testing.shared.source import Overrides, source_of
 
-pytestmark = pytest.mark.timeout(300)
-
 SNAPSHOT = (
     "ide0-hd0 is in snapshot mode (-snapshot, snapshot=on): the guest writes to a temporary file without a "
     "name, and QEMU would also remove a new overlay"

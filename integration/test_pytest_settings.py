@@ -7,8 +7,6 @@ import pytest
 from integration.known_images import QEMUS
 from integration.suites import NOTHING, Suite
 
-pytestmark = pytest.mark.timeout(300)
-
 # A machine without a guest. Each test leaves something else, and finds nothing of what the others have left.
 MACHINE = """
 import os, pytest, qmpsnap

@@ -18,7 +18,7 @@ from qmpsnap.testing.machine import guest_machine
 from qmpsnap.testing.shared.pool import Pool
 from qmpsnap.testing.shared.source import Overrides, source_of
 
-pytestmark = [pytest.mark.one_qemu, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.one_qemu
 
 PCR = "cat /sys/class/tpm/tpm0/pcr-sha256/16"
 

@@ -6,7 +6,7 @@ import pytest
 
 from integration.suites import NOTHING, Suite
 
-pytestmark = [pytest.mark.one_qemu, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.one_qemu
 
 # The guest boots with the clock of 2001. Just before its state is saved it draws a byte, so that its
 # generator has a fresh key: without a new seed it would draw the same numbers after each reset.

@@ -165,13 +165,13 @@ def test_command_line_records_and_replays(qemu, images, machine, tmp_path):
         again = subprocess.run(asked, capture_output=True, text=True, check=True)
         assert json.loads(again.stdout) == first.json
         assert server.stdout.read() == ""
-        assert server.wait(10) == 0
+        assert server.wait(60) == 0
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as server:
         server.stdout.readline()
         asked = [*command, "-s", tmp_path / "s", "--shared-fs", "no", "qmp", "stop"]
         assert subprocess.run(asked, capture_output=True, check=False).returncode == 4
         assert "no stop {} here" in json.loads(server.stdout.read())["refused"]
-        assert server.wait(10) == 4
+        assert server.wait(60) == 4
     (tmp_path / "text").write_text("hello")
     assert cli("replay", tmp_path / "text").code == 3
     assert not Path(tmp_path / "s").exists()

@@ -17,8 +17,6 @@ from integration.off import daemons, offline
 from qmpsnap.errors import Changed, CommandFailed, LinkLost, NotInChain, Unsupported
 from qmpsnap.plan.intent import Revert
 
-pytestmark = pytest.mark.timeout(60)
-
 SINCE = (0xA2, 6 * MIB, 32 * KIB)
 
 

@@ -121,6 +121,8 @@ async def done(machine, images, place, state, operation):
                 assert caught.value.hint
                 return NO
             await vm.run(await vm.plan(intent))
+            if TABLE[state][operation] == "prelaunch":  # by a reset, which QEMU does after its reply
+                wait_for(lambda: status(running) == "prelaunch", "the reset")
             after = status(running)
             if state == "suspended" and after == "suspended":
                 running.qmp("system_wakeup")

@@ -205,7 +205,7 @@ async def test_restore_of_a_stream_that_is_broken_inside_ends_that_qemu_alone(qe
         async with running.connect() as vm:
             with pytest.raises(LinkLost):
                 await vm.restore(file)
-        running.process.wait(10)
+        running.process.wait(60)
         running.kill()
     assert qemu.read(vda.active) == content(2)
     file.write_bytes(kept)

@@ -72,7 +72,7 @@ def qemu(request, tmp_path):
          "-blockdev", "driver=qcow2,file=f,node-name=a"],
     )  # fmt: skip
     try:
-        until = time.monotonic() + 20
+        until = time.monotonic() + 60
         while not _listens(f"{tmp_path}/qmp"):
             assert process.poll() is None
             assert time.monotonic() < until
@@ -237,7 +237,10 @@ async def test_verbs_are_refused_where_the_table_says(qemu, verb):
                 await session.change("job-resume", {"id": JOB})
             await session.change("block-job-set-speed", {"device": JOB, "speed": 0})
             await watch.until_ready()
-            await session.change("job-pause", {"id": JOB})
+            await session.change("job-pause", {"id": JOB})  # the reply does not wait for that
+            with anyio.fail_after(60):
+                while [job.status for job in await monitor.jobs()] != [JobStatus.STANDBY]:
+                    await anyio.sleep(0.01)
             if verb is not JobVerb.PAUSE:
                 await _try(session, verb, JobStatus.STANDBY)
             await session.change("job-resume", {"id": JOB})
@@ -331,14 +334,14 @@ async def test_full_target_with_policy_ignore_goes_on_when_there_is_room(qemu, s
         await add(session, "t", qemu.image("small/t.qcow2"))
         with monitor.watch(JOB) as watch:
             await mirror(session, **{"on-target-error": "ignore"})
-            with anyio.fail_after(20):
+            with anyio.fail_after(60):
                 while watch.error_count <= 500:
                     with anyio.move_on_after(0.2):
                         await watch.until_ready()
                         pytest.fail("ready without room")
             assert (await session.query("query-status"))["running"] is False
             subprocess.run(["mount", "-o", "remount,size=64m", small], check=True)
-            with anyio.fail_after(10):
+            with anyio.fail_after(60):
                 assert (await watch.until_ready()).ready
         await session.change("quit")
 

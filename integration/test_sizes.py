@@ -57,7 +57,6 @@ def make(qemu, folder, sizes):
     return files
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize("case", SIZES)
 async def test_merge_of_layers_of_other_sizes_keeps_every_byte(qemu, machine, tmp_path, case):
     sizes, refused, done = SIZES[case]

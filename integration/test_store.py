@@ -157,7 +157,6 @@ async def test_store_is_complete_or_not_there_when_its_call_is_cancelled(qemu, t
             await vm.revert("c1")
 
 
-@pytest.mark.timeout(120)
 async def test_killed_client_leaves_a_valid_checkpoint_and_the_next_call_its_store(
     qemu, two, machine, everything
 ):

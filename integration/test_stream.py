@@ -72,11 +72,13 @@ async def test_stream_while_the_guest_writes(qemu, images, machine):
     def guest(progress):
         writes.append((0x21 + len(writes), 5 * MIB + 48 * KIB * len(writes), 64 * KIB))
         running.write("vda", *writes[-1])
+        if len(writes) == 3:
+            running.qmp("block-job-set-speed", device=progress.job.id, speed=4 * MIB)
 
     with machine(*drive("vda", made.active)) as running:
         async with running.connect() as vm:
-            await vm.stream("vda", speed=4 * MIB, hooks=Hooks(progress=guest, interval=0.05))
-    assert len(writes) > 2
+            await vm.stream("vda", speed=16 * KIB, hooks=Hooks(progress=guest, interval=0.05))
+    assert len(writes) >= 3
     assert qemu.read(made.active) == overwritten(made.content[-1], *writes)
 
 

@@ -30,7 +30,6 @@ from qmpsnap.errors import (
 from qmpsnap.testing.guest import Guest
 from qmpsnap.testing.machine import PORT_NAME, guest_machine
 
-pytestmark = pytest.mark.timeout(180)
 WRITE, LATER = (0xA1, 6 * MIB, 64 * KIB), (0xA2, 7 * MIB, 64 * KIB)
 
 

@@ -11,11 +11,10 @@ import qmpsnap
 from integration.helpers import launcher
 from integration.known_images import KIB, MIB
 from integration.machines import blockdev, listing
+from integration.processes import until_ended
 from integration.states import status
 from integration.test_kill import orders
 from qmpsnap.errors import Changed, ConnectFailed, LinkLost, NotFound
-
-pytestmark = pytest.mark.timeout(300)
 
 
 def directories(place):
@@ -45,6 +44,7 @@ async def test_killed_client_leaves_no_template_or_a_whole_one_and_the_next_call
             running.write("vda", point + 1, 6 * MIB, 64 * KIB)
             template = place / "t1"
             ended = give(socket=running.socket, qemu=qemu.version, template=str(template), point=point)
+            until_ended(running, tmp_path)
             assert directories(place) in (["t1"], [".t1.partial"], [])
             async with running.connect() as vm:
                 left = [finding for finding in await vm.diagnose() if finding.code == "keeper-left"]

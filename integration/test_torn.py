@@ -17,8 +17,6 @@ from integration.test_kill import clients
 from qmpsnap.errors import Busy
 from qmpsnap.plan.intent import Checkpoint, Snapshot
 
-pytestmark = pytest.mark.timeout(60)
-
 LATER = (0xB7, 5 * MIB, 64 * KIB)
 INTENTS = {"snapshot": Snapshot("n"), "in place": Checkpoint("n", "in-place")}
 

@@ -18,8 +18,6 @@ from integration.machines import SOON, blockdev
 from qmpsnap.errors import Busy, Changed, Detached, JobFailed, LinkLost, NotFound
 from qmpsnap.run import machine_lock
 
-pytestmark = pytest.mark.timeout(60)
-
 LATER = (0xA1, 5 * MIB, 64 * KIB)
 NEWEST = (0xA2, 6 * MIB, 64 * KIB)
 
@@ -136,7 +134,7 @@ async def left_running(vm, *, mirror_to=None):
     hooks = qmpsnap.Hooks(progress=lambda _: detach.set(), interval=0.01, detach=detach)
     begin = vm.commit if mirror_to is None else partial(vm.mirror, target=mirror_to, ending="finish")
     with pytest.raises(Detached) as left:
-        await begin("vda", speed=64 * KIB, hooks=hooks)
+        await begin("vda", speed=KIB, hooks=hooks)
     return left.value.job_id
 
 

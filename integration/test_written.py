@@ -194,7 +194,7 @@ async def test_nothing_is_told_of_a_job_of_ours_that_runs_or_was_cancelled(machi
                     scope.cancel()
 
             with anyio.CancelScope() as scope:
-                await vm.stream("vda", into="s2", base=base, speed=MIB, hooks=Hooks(look, interval=0.05))
+                await vm.stream("vda", into="s2", base=base, speed=MIB // 4, hooks=Hooks(look, interval=0.05))
             assert set().union(*seen) == set()
             assert seen
             assert modified(into) > was
