@@ -199,12 +199,12 @@ def _saved(
         resumes = any(step.command == "cont" for step in steps)
         back, why = merges(record, scene, end, resumes=resumes)
     if back:
-        notes += [f"the overlay {file} of {disk} is merged back" for disk, file in record.overlays.items()]
+        notes += [f"the overlay {record.overlays[disk]} of {disk} is merged back" for disk in taken]
     elif taken:
         notes += [
             f"the overlay {file} of {disk} stays, because the guest writes to it: {why}; to commit it: "
             f"{command('commit', disk, '--top', file, '--base', record.chains[disk][0])}"
-            for disk, file in record.overlays.items()
+            for disk, file in ((disk, record.overlays[disk]) for disk in taken)
         ]
     tidy = (
         *set_back(record, scene),
@@ -213,7 +213,7 @@ def _saved(
         *(() if back else end),
     )
     ended: OperationEnd = "partial" if taken and not back else "rolled-back"
-    moves = () if back else _all(record, taken)
+    moves = () if back else taken
     return replace(_plan(record, scene, steps, tidy, tuple(notes), moves=moves, ended=ended), then=back)
 
 

@@ -12,6 +12,7 @@ from qmpsnap.errors import Busy, Changed, Interrupted
 from qmpsnap.model.frozen import Frozen
 from qmpsnap.plan.intent import Checkpoint
 from qmpsnap.run.outcome import Done, Hooks
+from qmpsnap.testing.drawing import graph
 from tests.each import each
 from tests.plan.scenes import planned
 from tests.run.operations import vm_of
@@ -50,6 +51,7 @@ async def test_overlays_of_a_checkpoint_whose_client_is_gone_are_merged_back(mer
     assert done.notes[0] == "checkpoint 'c1' was not complete; its files are removed"
     assert (await vm.graph()).chains() == MACHINE.chains()
     assert (await vm.jobs.interrupted(), (await vm.moments()).moments, fake.files.records) == ((), (), [])
+    assert fake.files.names == ("/images/base.qcow2", "/images/data.raw", "/images/s1.qcow2")
 
 
 async def test_record_of_the_checkpoint_stays_until_the_last_overlay_is_merged() -> None:
@@ -67,18 +69,50 @@ async def test_record_of_the_checkpoint_stays_until_the_last_overlay_is_merged()
     assert [step.command for step in plan.parts[3].steps] == ["finish-record"]
 
 
-async def test_overlays_stay_when_something_else_is_based_on_one() -> None:
-    fake = left()
-    fake.files.put("/images/other.qcow2", backing=OVERLAYS[0])
+async def ended_partly(fake: FakeTarget) -> Done:
+    """Finish the checkpoint, whose overlays stay."""
     vm = vm_of(fake)
     before = (await vm.graph()).chains()
     (shown,) = await vm.jobs.interrupted()
     done = await vm.jobs.wait(shown.id)
     assert isinstance(done, Done)
-    assert done.ended == "partial"
+    assert (done.ended, (await vm.graph()).chains(), fake.files.records) == ("partial", before, [])
+    return done
+
+
+async def test_overlays_stay_when_another_layer_is_on_one() -> None:
+    """It may hold a snapshot that somebody else has taken."""
+    fake = left()
+    more = graph(vda="base <- s1 <- base.c1.qcow2 <- more*", vdb="data.raw <- data.c1.qcow2*")
+    fake.state = replace(more, nodes=fake.state.nodes)
+    fake.files.put("/images/more.qcow2", backing=OVERLAYS[0])
+    done = await ended_partly(fake)
+    assert f"{OVERLAYS[0]} is no longer the active layer of vda" in done.notes[1]
+
+
+async def test_overlays_stay_when_qemu_does_not_own_its_images() -> None:
+    """Another client has migrated the guest away meanwhile; what a commit wrote would be lost."""
+    fake = left()
+    fake.guest.now = replace(fake.guest.now, status="postmigrate", running=False, migration="completed")
+    done = await ended_partly(fake)
+    assert "QEMU does not own its images in run state 'postmigrate'" in done.notes[1]
+
+
+async def test_overlays_stay_when_something_else_is_based_on_one() -> None:
+    fake = left()
+    fake.files.put("/images/other.qcow2", backing=OVERLAYS[0])
+    done = await ended_partly(fake)
     assert "/images/other.qcow2" in done.notes[1]
     assert done.notes[1].endswith(f"qmpsnap commit vda --top {OVERLAYS[0]} --base /images/s1.qcow2")
-    assert ((await vm.graph()).chains(), fake.files.records) == (before, [])
+
+
+async def test_only_overlays_that_are_still_there_are_said_to_stay() -> None:
+    """The other one was merged before the last attempt was interrupted."""
+    fake = left(merged=("vda",))
+    fake.files.put("/images/other.qcow2", backing=OVERLAYS[1])
+    done = await ended_partly(fake)
+    assert [note.partition(" of ")[0] for note in done.notes[1:]] == [f"the overlay {OVERLAYS[1]}"]
+    assert done.active == {"vdb": OVERLAYS[1]}
 
 
 @each("running", [True, False])
