@@ -27,7 +27,6 @@ _ZEROS: Final = re.compile(
 )
 _ZERO_PAGE: Final = memoryview(bytes(PAGE_BYTES))
 _MOST_LIST_BYTES: Final = 1 << 16
-_MOST_VIEWS: Final = 1024  # IOV_MAX of Linux
 
 _word = struct.Struct(">Q").unpack_from
 _kind_and_number = struct.Struct(">BI").unpack_from
@@ -170,7 +169,7 @@ class RamStream:
                 after = at + _HEAD_BYTES + PAGE_BYTES
                 if after > end:
                     break
-                if offset != follows or len(views) == _MOST_VIEWS:
+                if offset != follows:
                     views = []
                     pages.append((offset, views))
                 views.append(part[at + _HEAD_BYTES : after])

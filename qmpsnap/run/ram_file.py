@@ -12,7 +12,7 @@ from qmpsnap.model.ram_stream import RamStream
 from qmpsnap.run.os_errors import unusable
 from qmpsnap.run.safe_open import open_file
 
-PART_BYTES: Final = 1 << 20
+PART_BYTES: Final = 1 << 20  # at most 255 pages, which are written at once: Linux takes 1024 (IOV_MAX)
 
 
 class RamFile:

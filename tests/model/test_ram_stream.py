@@ -112,6 +112,28 @@ def test_page_that_is_sent_again_replaces_what_was_sent_before(records: bytes, e
     assert memory[: 2 * PAGE] == expected
 
 
+@each(
+    "between",
+    [
+        # zeros
+        filled(2),
+        # zeros, with the block's name
+        filled(2, block="pc.ram"),
+        # a page that is elsewhere, with the block's name
+        page(6, C, "pc.ram"),
+        # a page of another block
+        page(2, C, "vga.vram"),
+    ],
+)
+def test_page_stays_in_its_turn_that_follows_another_but_not_at_once(between: bytes) -> None:
+    again = page(2, B, "pc.ram") if between.endswith(C) else page(2, B)
+    records = page(2, A, "pc.ram") + page(1, A) + between + again
+    done = RamStream("pc.ram", SIZE).split(memoryview(BEGIN + PART + records))
+    assert (done.pages[-1][0], [bytes(view) for view in done.pages[-1][1]]) == (2 * PAGE, [B])
+    memory, _ = split(BEGIN + PART + records + EOS + FOOTER + DEVICES)
+    assert memory[PAGE : 3 * PAGE] == A + B
+
+
 def test_page_filled_with_a_byte_is_written() -> None:
     memory, _ = split(BEGIN + PART + filled(0, 7, "pc.ram") + filled(1, 8) + EOS + FOOTER + DEVICES)
     assert memory[: 3 * PAGE] == b"\7" * PAGE + b"\x08" * PAGE + bytes(PAGE)

@@ -136,6 +136,33 @@ def test_opened_takes_private_files_alone(written: FileIO) -> None:
         pass
 
 
+def test_opened_takes_the_file_that_is_meant_whoever_may_read_it(written: FileIO) -> None:
+    os.fchmod(written.fileno(), 0o644)
+    inode = os.fstat(written.fileno()).st_ino
+    with opened(str(written.name), inode=inode) as file:
+        assert os.fstat(file).st_ino == inode
+    with pytest.raises(OSError, match="it is not a file of ours"), opened(str(written.name), inode=inode + 1):
+        pass
+
+
+def test_fifo_passes_on_what_is_written_just_before_the_file_is_closed(
+    written: FileIO, fifo: Fifo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the last look at the file, and before the first at its lock."""
+
+    def closes(_: int) -> bool:
+        if not written.closed:
+            written.write(b", last")
+            written.close()
+        return True
+
+    monkeypatch.setattr("qmpsnap.run.fifo._is_closed", closes)
+    written.write(b"first")
+    with opened(str(written.name)) as file:
+        fifo.pass_on(file)
+    assert read(fifo, 20) == b"first, last"
+
+
 def test_fifo_passes_on_only_what_is_not_memory(
     written: FileIO, fifo: Fifo, threads: ThreadPoolExecutor, tmp_path: Path
 ) -> None:

@@ -94,8 +94,9 @@ def test_load_reads_a_stream_through_a_fifo_while_its_file_is_still_written() ->
 
 
 def test_load_reads_a_complete_stream_through_a_fifo_as_well() -> None:
+    """The FIFO is another file, with an inode of its own."""
     intent = Load("c1", STREAM, DISKS, fifo="/t/stream")
-    plan = planned(intent, OVER, files=files(), machine=a_machine(OVER, **WAITING))
+    plan = planned(intent, OVER, files=files(inode=7), machine=a_machine(OVER, **WAITING))
     passed = plan.steps[1]
     assert (passed.detail["file"], passed.detail["fifo"], passed.detail["inode"]) == ("/t/stream", True, 0)
 

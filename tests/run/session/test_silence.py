@@ -50,6 +50,28 @@ async def test_why_silent_does_not_advise_to_end_a_command_of_ours(held):
     assert "-qmp unix:PATH,server=on,wait=off" in found.hint
 
 
+def test_why_silent_does_not_advise_to_wait_for_the_process_that_asks(tmp_path):
+    path, program = str(tmp_path / "qmp"), tmp_path / "qmpsnap"
+    program.write_text(
+        "import asyncio, socket, sys\n"
+        "from qmpsnap.run.session.silence import why_silent\n"
+        "with socket.socket(socket.AF_UNIX) as client:\n"
+        "    client.connect(sys.argv[1])\n"
+        "    input()\n"
+        "    print(asyncio.run(why_silent(sys.argv[1])).hint)\n"
+    )
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen()
+        asks = [sys.executable, program, path]
+        with (
+            subprocess.Popen(asks, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as asking,
+            closing(listener.accept()[0]),
+        ):
+            hint, _ = asking.communicate("\n")
+    assert hint.startswith("end that client; ")
+
+
 async def test_why_silent_names_no_client_of_another_host_s_port():
     """A local service has the same port, and a client; the monitor is at another address."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
