@@ -14,7 +14,7 @@ from qmpsnap.errors import CommandFailed, MachineDiffers, Unsupported
 from qmpsnap.helper import expendable, loading, throwaway
 from qmpsnap.model.kept_state import KeptState
 from qmpsnap.model.parse_machine import parse_memory
-from qmpsnap.model.start import RAM_ID, GuestMemory, Start
+from qmpsnap.model.start import USES_PATH, GuestMemory, Start
 from qmpsnap.model.template import TemplateRecord
 from qmpsnap.model.view import DiskView
 from qmpsnap.one_machine import M, OneMachine, Starter
@@ -140,21 +140,17 @@ async def memory_of(vm: OneMachine) -> int:
     """Return the size of a guest's memory in bytes; refuse memory that a template cannot hold.
 
     Raises:
-        Unsupported: When it is an object with an id of its own, is in the objects of NUMA nodes, or was
-            extended by plugged devices; when there is no guest.
+        Unsupported: When it is in the objects of NUMA nodes, or was extended by plugged devices; when there
+            is no guest.
 
     QAPI: qom-get (qom.json), query-memory-size-summary (machine.json).
     """
     await vm.status()
-    found = str(await vm.execute("qom-get", {"path": "/machine", "property": "memory-backend"}))
-    name = posixpath.basename(found)
-    if name != RAM_ID:
-        where = f"the object {name!r}" if name else "in the objects of its NUMA nodes"
+    if not await vm.execute("qom-get", {"path": "/machine", "property": "memory-backend"}):
         raise Unsupported(
-            f"no clone can have the guest's memory, which is {where}",
+            "no clone can have the guest's memory, which is in the objects of its NUMA nodes",
             feature="a clone of such memory",
-            hint=f"start the machine with -m alone, or with -machine memory-backend={RAM_ID} and an object "
-            "of that id",
+            hint="start the machine with -m alone, or with one object (-machine memory-backend=)",
         )
     memory = parse_memory(await vm.execute("query-memory-size-summary"))
     if memory.plugged_memory:
@@ -175,9 +171,10 @@ async def refuse_other_memory(vm: OneMachine, memory: GuestMemory) -> None:
     QAPI: qom-get (qom.json).
     """
     expected: Mapping[tuple[str, str], object] = {
-        ("/machine", "memory-backend"): RAM_ID,
-        (f"/objects/{RAM_ID}", "mem-path"): memory.file,
-        (f"/objects/{RAM_ID}", "share"): memory.share,
+        ("/machine", "memory-backend"): memory.id,
+        (f"/objects/{memory.id}", "mem-path"): memory.file,
+        (f"/objects/{memory.id}", "share"): memory.share,
+        (f"/objects/{memory.id}", USES_PATH): memory.uses_path,
     }
 
     async def differs(path: str, name: str, value: object) -> str:

@@ -51,6 +51,7 @@ class Source:
         name: Its name.
         views: How each disk is read.
         memory_bytes: Size of the guest's memory.
+        block: Name that its memory has in the VM state.
         stream: Whether its memory is in a stream, for which a QEMU is started with `-incoming`.
         state: Returns where its VM state is, once it is complete.
         foreseen: Where it will be, if it is a stream that is not written yet; else None.
@@ -60,6 +61,7 @@ class Source:
     name: str
     views: Sequence[DiskView]
     memory_bytes: int
+    block: str
     stream: bool
     state: Callable[[], Awaitable[KeptState]]
     foreseen: KeptState | None = None
@@ -75,7 +77,8 @@ async def source_of(vm: OneMachine, name: str) -> Source:
 
     views = await vm.views(name)
     refuse_written(name, [layer for view in views for layer in view.written_since])
-    return Source(name, views, state.fingerprint.memory, state.mode != "in-place", complete)
+    machine = state.fingerprint
+    return Source(name, views, machine.memory, machine.ram or RAM_ID, state.mode != "in-place", complete)
 
 
 def choose_launcher(given: Starter[M] | None, own: Starter[M] | None) -> Starter[M]:
@@ -203,7 +206,9 @@ async def loading(
     task.add_done_callback(lambda _: fifo.stop())
 
     async def go_on(file: int) -> None:
-        with nullcontext() if memory is None else ram_file(memory.file, RAM_ID, memory.size_bytes) as ram:
+        with (
+            nullcontext() if memory is None else ram_file(memory.file, memory.block, memory.size_bytes) as ram
+        ):
             await in_thread(partial(fifo.pass_on, file, ram), stop=fifo.stopped)
         try:
             await asyncio.shield(task)

@@ -25,6 +25,7 @@ from qmpsnap.helper import Source, kept_state, source_of
 from qmpsnap.model.hints import command
 from qmpsnap.model.kept_state import KeptState
 from qmpsnap.model.option_hints import names
+from qmpsnap.model.start import RAM_ID
 from qmpsnap.model.step import Step
 from qmpsnap.model.view import DiskView
 from qmpsnap.one_machine import OneMachine
@@ -221,10 +222,17 @@ class Own:
             if not self._views:
                 raise _Otherwise
 
-        memory_bytes = sealed.detail["fingerprint"]["memory"]
+        machine = sealed.detail["fingerprint"]
         foreseen = self.plan.record.state if self.plan.record is not None else None
         return Source(
-            self.name, self._views, memory_bytes, stream=True, state=state, foreseen=foreseen, begun=begun
+            self.name,
+            self._views,
+            machine["memory"],
+            machine["ram"] or RAM_ID,
+            stream=True,
+            state=state,
+            foreseen=foreseen,
+            begun=begun,
         )
 
     async def _look_back(self) -> None:

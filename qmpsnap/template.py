@@ -15,7 +15,7 @@ from qmpsnap.cloning import resume, waiting, wake_clone
 from qmpsnap.errors import Busy, Changed, InvalidTarget, NotFound, TargetExists
 from qmpsnap.helper import choose_launcher
 from qmpsnap.model.hints import command
-from qmpsnap.model.start import GuestMemory
+from qmpsnap.model.start import RAM_ID, GuestMemory
 from qmpsnap.model.template import MEMORY, TemplateRecord
 from qmpsnap.one_machine import M, Starter
 from qmpsnap.run import template_files
@@ -210,6 +210,7 @@ class Template(Generic[M]):
         return GuestMemory(
             file=posixpath.join(self.directory, MEMORY),
             size_bytes=self.record.fingerprint.memory,
+            block=self.record.fingerprint.ram or RAM_ID,
             share=False,
             sealed=self.record.sealed,
         )

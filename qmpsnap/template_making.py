@@ -123,7 +123,9 @@ async def template_of(
     kept = Keepers("template" if lasting else "fork", directory)
     complete = sealed = False
     disks: Frozen[str, TemplateDisk] = Frozen()
-    memory = GuestMemory(file=unfinished.memory, size_bytes=source.memory_bytes, share=True)
+    memory = GuestMemory(
+        file=unfinished.memory, size_bytes=source.memory_bytes, block=source.block, share=True
+    )
 
     async def protect() -> None:
         nonlocal disks

@@ -942,10 +942,10 @@ class VM:
             TargetExists: When the directory exists, or a snapshot has the name.
             InvalidTarget: When the directory cannot be created, or there is too little space.
             NotFound: When no checkpoint is called `of`.
-            Unsupported: When the guest's memory cannot be saved, is inside the images, is an object with
-                another id than "pc.ram", is in the objects of NUMA nodes, or was extended by plugged devices;
-                when a layer is encrypted or not a file; when the machine is the child of a fork, unless each
-                disk was moved by `mirror` to a file that stays.
+            Unsupported: When the guest's memory cannot be saved, is inside the images, is in the objects of
+                NUMA nodes, or was extended by plugged devices; when a layer is encrypted or not a file; when
+                the machine is the child of a fork, unless each disk was moved by `mirror` to a file that
+                stays.
             MachineDiffers: When the launcher starts another machine; `.differences` names how.
             Refused, TargetError: As `checkpoint` and the launcher do.
         """

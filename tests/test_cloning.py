@@ -18,6 +18,7 @@ ANSWERS: dict[str, object] = {
     "/machine memory-backend": "pc.ram",
     "/objects/pc.ram mem-path": "/t/memory",
     "/objects/pc.ram share": False,
+    "/objects/pc.ram x-use-canonical-path-for-ramblock-id": False,
 }
 
 
@@ -55,6 +56,10 @@ async def test_memory_that_the_launcher_was_given_is_accepted(answers: dict[str,
         ({"/machine memory-backend": ""}, "memory-backend of /machine is '', not 'pc.ram'"),
         ({"/objects/pc.ram mem-path": "/u/memory"}, "mem-path of /objects/pc.ram is '/u/memory'"),
         ({"/objects/pc.ram share": True}, "share of /objects/pc.ram is True, not False"),
+        (
+            {"/objects/pc.ram x-use-canonical-path-for-ramblock-id": True},
+            "x-use-canonical-path-for-ramblock-id of /objects/pc.ram is True, not False",
+        ),
     ],
 )
 async def test_memory_that_is_another_is_refused(changes: dict[str, object], said: str) -> None:
@@ -63,12 +68,25 @@ async def test_memory_that_is_another_is_refused(changes: dict[str, object], sai
     assert len(caught.value.differences) == 1
 
 
+async def test_memory_with_another_id_and_name_is_looked_for_under_them() -> None:
+    memory = GuestMemory(file="/t/memory", size_bytes=64 << 20, share=False, block="/objects/mem")
+    answers = {
+        "/machine memory-backend": "/objects/mem",
+        "/objects/mem mem-path": "/t/memory",
+        "/objects/mem share": False,
+        "/objects/mem x-use-canonical-path-for-ramblock-id": True,
+    }
+    await refuse_other_memory(Answering(answers), memory)  # type: ignore[arg-type]
+    with pytest.raises(MachineDiffers, match=r"'/objects/mem', not 'pc\.ram'"):
+        await refuse_other_memory(Answering(answers), MEMORY)  # type: ignore[arg-type]
+
+
 async def test_memory_of_a_machine_without_an_object_is_refused() -> None:
     with pytest.raises(MachineDiffers, match="not found"):
         await refuse_other_memory(Answering({}), MEMORY)  # type: ignore[arg-type]
 
 
-@each("backend", ["/objects/pc.ram", "pc.ram"])
+@each("backend", ["/objects/pc.ram", "pc.ram", "/objects/mem"])
 async def test_size_of_memory_that_a_clone_can_have_is_returned(backend: str) -> None:
     vm = Answering({"/machine memory-backend": backend})
     assert await memory_of(vm) == 64 << 20  # type: ignore[arg-type]
@@ -77,7 +95,6 @@ async def test_size_of_memory_that_a_clone_can_have_is_returned(backend: str) ->
 @each(
     ("backend", "plugged", "said"),
     [
-        ("/objects/mem", 0, "which is the object 'mem'"),
         ("", 0, "which is in the objects of its NUMA nodes"),
         ("/objects/pc.ram", 128 << 20, "134217728 bytes of which are plugged in"),
     ],

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import anyio
 import anyio.lowlevel
 import pytest
+from msgspec.structs import replace
 
 from qmpsnap.errors import (
     Changed,
@@ -129,6 +130,8 @@ async def test_work_begins_while_the_memory_of_a_running_guest_is_written(
     tmp_path: Path, mode: Mode, *, running: bool, early: bool
 ) -> None:
     fake = guest_in(tmp_path, running=running)
+    now = fake.guest.now
+    fake.guest.now = replace(now, fingerprint=replace(now.fingerprint, ram="mem"))
     vm, order = vm_of(fake), steps_of(fake)
     chains = (await vm.graph()).chains()
 
@@ -139,6 +142,7 @@ async def test_work_begins_while_the_memory_of_a_running_guest_is_written(
         state = await source.state()
         order.append("loads")
         assert (source.stream, source.memory_bytes) == (early, state.fingerprint.memory)
+        assert source.block == "mem"
         return source.views[0].files[0], state.mode
 
     async with own(vm, "t1") as checkpoint:

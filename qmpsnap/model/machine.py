@@ -32,6 +32,7 @@ class Fingerprint(FrozenStruct, frozen=True):
         devices: QOM type of each device, by its id or its place.
         disks: Bytes that the guest sees of each disk, by the disk's name.
         qemu: Version of QEMU; reported, but not compared, because another version may work.
+        ram: Name that the RAM has in VM state; "" if it is in several blocks, or was not recorded.
     """
 
     machine: Text
@@ -40,6 +41,7 @@ class Fingerprint(FrozenStruct, frozen=True):
     devices: Mapping[str, Text]
     disks: Mapping[str, Count]
     qemu: Text = ""
+    ram: Text = ""
 
     def differences(self, now: Fingerprint) -> tuple[str, ...]:
         """How another machine differs from this one, a phrase for each difference; none: the state fits."""
@@ -48,6 +50,8 @@ class Fingerprint(FrozenStruct, frozen=True):
             differences.append(f"the machine is {now.machine}, not {self.machine}")
         if now.memory != self.memory:
             differences.append(f"it has {now.memory} bytes of memory, not {self.memory}")
+        if now.ram != self.ram and now.ram and self.ram:
+            differences.append(f"its memory is called {now.ram!r}, not {self.ram!r}")
         if now.cpus != self.cpus:
             differences.append(f"it has {_count(now.cpus)}, not {_count(self.cpus)}")
         differences += _differing("device", self.devices, now.devices)

@@ -51,12 +51,14 @@ class Build(Struct, frozen=True):
         cpu: QOM type of the CPUs; "" where there is none, as with `-M none`.
         qemu: Version of QEMU.
         emulated: Whether the CPUs are emulated (TCG).
+        ram: Name that the RAM has in VM state; "" if it is in several blocks, or there is none.
     """
 
     machine: str
     cpu: str
     qemu: str
     emulated: bool
+    ram: str = ""
 
 
 class MigrationRamInfo(Reply, frozen=True):
@@ -176,7 +178,7 @@ def device_path(qdev: str) -> str:
     return qdev if qdev.startswith("/") else f"{_PERIPHERAL}{qdev}"
 
 
-def parse_build(replies: Sequence[object], cpu: str) -> Build:
+def parse_build(replies: Sequence[object], cpu: str, *, ram: str = "") -> Build:
     """Join the replies to `BUILD_QUERIES`, in their order.
 
     Raises:
@@ -189,6 +191,7 @@ def parse_build(replies: Sequence[object], cpu: str) -> Build:
         cpu=cpu,
         qemu=f"{qemu.major}.{qemu.minor}.{qemu.micro}",
         emulated=not read(KvmInfo, kvm, "query-kvm").enabled,
+        ram=ram,
     )
 
 
@@ -226,6 +229,7 @@ def parse_machine(
         devices={**dict(_children(plugged)), **{f"/{name}": type_ for name, type_ in _children(anonymous)}},
         disks={disk.name: disk.active.virtual_size for disk in graph.disks.values() if disk.layers},
         qemu=build.qemu,
+        ram=build.ram,
     )
     return Machine(
         status=status.status,

@@ -67,7 +67,7 @@ class RamStream:
             block: Name of the block; its memory is zero where nothing is written.
             size_bytes: Its size.
         """
-        self._block = block.encode("ascii")
+        self._block = block.encode(errors="replace")
         self._size_bytes = size_bytes
         self._written = bytearray(size_bytes // PAGE_BYTES)
         self._section = 0

@@ -10,11 +10,20 @@ from typing import Final
 from qmpsnap.model.frozen import Frozen
 
 RAM_ID: Final = "pc.ram"
-"""Id of the object that is the guest's memory.
+"""Id of the object that is the memory of a pc or q35 machine that was started without an object."""
 
-The memory of a pc or q35 machine that was started without an object has this name, and QEMU refuses a state
-with another one ("Unknown ramblock").
+USES_PATH: Final = "x-use-canonical-path-for-ramblock-id"
+"""Property of a memory object: whether its block has the object's path for a name; else it has its id.
+
+Machine types up to 3.1 set it for files and memfds. QEMU: backends/hostmem.c, hw/core/machine.c.
 """
+
+_OBJECTS: Final = "/objects/"
+
+
+def block_name(id: str, *, uses_path: bool) -> str:  # noqa: A002 - QEMU calls it so
+    """The name that the memory of an object has in VM state; QEMU loads it into no other block."""
+    return f"{_OBJECTS}{id}" if uses_path else id
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +33,7 @@ class GuestMemory:
     Attributes:
         file: Path of the file; absolute.
         size_bytes: Size of the guest's memory.
+        block: Name that the guest's memory has in VM state: the id of the object, or "/objects/" and the id.
         share: Whether what the guest writes goes into the file; else the file is only read, and each QEMU has
             a copy of its own of what its guest changes (copy on write).
         sealed: Whether QEMU opens the file read-only; not with `share`. QEMU 7.2 has no such option.
@@ -32,7 +42,18 @@ class GuestMemory:
     file: str
     size_bytes: int
     share: bool
+    block: str = RAM_ID
     sealed: bool = False
+
+    @property
+    def id(self) -> str:
+        """Id of the memory object."""
+        return self.block.removeprefix(_OBJECTS)
+
+    @property
+    def uses_path(self) -> bool:
+        """Whether the block has the object's path for a name."""
+        return self.block.startswith(_OBJECTS)
 
     @property
     def properties(self) -> Mapping[str, object]:
@@ -44,10 +65,11 @@ class GuestMemory:
         return Frozen(
             {
                 "qom-type": "memory-backend-file",
-                "id": RAM_ID,
+                "id": self.id,
                 "size": self.size_bytes,
                 "mem-path": self.file,
                 "share": self.share,
+                USES_PATH: self.uses_path,
                 **seal,
             }
         )
@@ -91,7 +113,7 @@ class Start:
         words: list[str] = []
         if self.memory is not None:
             words += ["-object", json.dumps(dict(self.memory.properties))]
-            words += ["-machine", f"memory-backend={RAM_ID}"]
+            words += ["-machine", f"memory-backend={self.memory.id.replace(',', ',,')}"]
         if self.incoming or self.paused:
             words += ["-S"]
         if self.incoming:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import posixpath
 from collections.abc import Sequence
 from functools import partial
 
@@ -24,6 +25,7 @@ from qmpsnap.model.parse_machine import (
     parse_status,
 )
 from qmpsnap.model.qapi import read
+from qmpsnap.model.start import USES_PATH, block_name
 from qmpsnap.run.both import both
 from qmpsnap.run.descriptors import identity
 from qmpsnap.run.disk import in_thread
@@ -40,8 +42,9 @@ async def read_build(session: Session) -> Build:
 
     QAPI: query-version, query-kvm, query-cpus-fast, qom-get.
     """
-    answers, cpu = await both(partial(session.ask, *BUILD_QUERIES), partial(_cpu, session))
-    return parse_build(answers, cpu)
+    names = partial(both, partial(_cpu, session), partial(_ram, session))
+    answers, (cpu, ram) = await both(partial(session.ask, *BUILD_QUERIES), names)
+    return parse_build(answers, cpu, ram=ram)
 
 
 async def read_machine(session: Session, graph: Graph, build: Build, *, occupied: bool = False) -> Machine:
@@ -124,6 +127,19 @@ async def _cpu(session: Session) -> str:
     """QOM type of the first CPU; all are alike. "" where there is none, as with `-M none`."""
     cpus = read(list[CpuInfoFast], await session.query("query-cpus-fast"), "query-cpus-fast")
     return await _type(session, cpus[0].qom_path) if cpus else ""
+
+
+async def _ram(session: Session) -> str:
+    """Name of the block that is the guest's RAM; "" where it is in the objects of NUMA nodes."""
+
+    async def get(path: str, name: str) -> object:
+        return await session.query("qom-get", {"path": path, "property": name})
+
+    ram_id = posixpath.basename(read(str, await get("/machine", "memory-backend"), "qom-get"))
+    if not ram_id:
+        return ""
+    uses_path = read(bool, await get(f"/objects/{ram_id}", USES_PATH), "qom-get")
+    return block_name(ram_id, uses_path=uses_path)
 
 
 async def _kinds(session: Session, disks: Sequence[Disk]) -> list[str]:

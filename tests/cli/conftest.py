@@ -106,11 +106,16 @@ def stands(server, status="running", migration="none"):
         "query-kvm": {"enabled": True, "present": True},
         "query-block-exports": [],
         "query-iothreads": [],
-        "qom-get": "pc-q35-7.2-machine",
         "qom-list": [],
     }
     for command, answer in answers.items():
         server.answer(command, Return(answer))
+    properties = {
+        "type": "pc-q35-7.2-machine",
+        "memory-backend": "/objects/pc.ram",
+        "x-use-canonical-path-for-ramblock-id": False,
+    }
+    server.compute("qom-get", lambda arguments: properties[arguments["property"]])
 
 
 def disks(server, *, inside=(), io_status="ok", **chains):

@@ -19,6 +19,7 @@ WAS = Fingerprint(
     devices={"vda": "virtio-blk-pci", "/device[0]": "isa-serial"},
     disks={"vda": 64},
     qemu="7.2.22",
+    ram="pc.ram",
 )
 
 
@@ -42,6 +43,8 @@ WAS = Fingerprint(
             {"memory": 7, "disks": {}},
             ["it has 7 bytes of memory, not 268435456", "it lacks the disk vda (64)"],
         ),
+        ({"ram": "/objects/pc.ram"}, ["its memory is called '/objects/pc.ram', not 'pc.ram'"]),
+        ({"ram": ""}, []),  # as in a record of before
         ({"qemu": "11.1.0"}, []),
         ({}, []),
     ],

@@ -44,7 +44,7 @@ def parsed(said: list[Any]) -> Machine:
         said[:split],
         {"vda": "virtio-blk-device"},
         graph(vda="base <- s1*"),
-        build=parse_build(said[split:], "qemu64-x86_64-cpu"),
+        build=parse_build(said[split:], "qemu64-x86_64-cpu", ram="pc.ram"),
         passes_files=True,
         process="7-8",
     )
@@ -64,6 +64,7 @@ def test_parse_machine_reads_what_a_qemu_answers(qemu: str) -> None:
         devices={"vda": "virtio-blk-pci", "/device[0]": "e1000"},
         disks={"vda": 64 * MIB},
         qemu=VERSIONS[qemu],
+        ram="pc.ram",
     )
     assert machine.devices == {"vda": Device("/machine/peripheral/vda/virtio-backend", "virtio-blk-device")}
     assert (machine.passes_files, machine.process) == (True, "7-8")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 
-from qmpsnap.model.start import GuestMemory, Start
+from qmpsnap.model.start import GuestMemory, Start, block_name
+from tests.each import each
 
 
 def test_start_has_no_arguments_for_a_machine_that_boots():
@@ -30,7 +31,27 @@ def test_start_names_the_memory_as_a_machine_without_an_object_does():
         "size": 268435456,
         "mem-path": "/t/ram,1",
         "share": True,
+        "x-use-canonical-path-for-ramblock-id": False,
     }
+
+
+@each(
+    ("block", "uses_path", "id_"),
+    [
+        ("pc.ram", False, "pc.ram"),
+        ("/objects/pc.ram", True, "pc.ram"),
+        ("mem", False, "mem"),
+        ("/objects/mem", True, "mem"),
+        ("a,b", False, "a,,b"),  # from a record; QEMU has no such id
+    ],
+)
+def test_memory_has_the_name_that_the_state_has_for_it(block: str, id_: str, *, uses_path: bool):
+    memory = GuestMemory(file="/t/ram", size_bytes=1 << 28, share=True, block=block)
+    _, given, _, machine = Start(memory=memory).arguments
+    spelled = json.loads(given)
+    assert machine == f"memory-backend={id_}"
+    assert (spelled["id"], spelled["x-use-canonical-path-for-ramblock-id"]) == (memory.id, uses_path)
+    assert block_name(memory.id, uses_path=uses_path) == block
 
 
 def test_start_opens_sealed_memory_read_only_without_making_it_a_rom():

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from qmpsnap.errors import CommandFailed, LinkLost, Malformed
+from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.machine import Status
 from qmpsnap.model.parse_machine import BUILD_QUERIES, MACHINE_QUERIES, parse_build, parse_machine
 from qmpsnap.run import session as sessions
@@ -16,8 +17,11 @@ from qmpsnap.run.jobs import JobMonitor
 from qmpsnap.run.machine import read_build, read_machine, read_status, run_state
 from qmpsnap.testing.drawing import graph
 from qmpsnap.testing.server import Fail, Hangup, Return
+from tests.each import each
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from qmpsnap.model.machine import Machine
     from qmpsnap.testing.server import QmpServer
 
@@ -34,11 +38,20 @@ def said() -> list[Any]:
     return answers
 
 
-def answer(server: QmpServer, answers: list[Any]) -> None:
-    """Let the server answer as that QEMU did; vdb has no device under its path."""
+def answer(
+    server: QmpServer, answers: list[Any], objects: Mapping[tuple[str, str], object] = Frozen()
+) -> None:
+    """Let the server answer as that QEMU did; vdb has no device under its path.
+
+    Args:
+        server: The server.
+        answers: What QEMU answered.
+        objects: Further properties of objects, each by the object's path and its name.
+    """
     by_path: dict[tuple[str, str], object] = {
         ("/machine/unattached/device[0]", "type"): "qemu64-x86_64-cpu",
         ("/machine/peripheral/vda/virtio-backend", "type"): "virtio-blk-device",
+        **objects,
     }
     lists: dict[str, object] = {}
     for (command, arguments), value in zip(QUERIES, answers, strict=True):
@@ -85,6 +98,26 @@ async def test_read_machine_is_malformed_when_cpus_have_another_shape(
     server.answer("query-cpus-fast", Return(cpus))
     with pytest.raises(Malformed):
         await machine_of(server)
+
+
+@each(
+    ("backend", "uses_path", "name"),
+    [
+        ("/objects/pc.ram", False, "pc.ram"),
+        ("/objects/pc.ram", True, "/objects/pc.ram"),
+        ("/objects/mem", False, "mem"),
+        ("", None, ""),  # in the objects of NUMA nodes
+    ],
+)
+async def test_read_machine_tells_what_the_memory_is_called_in_a_state(
+    server: QmpServer, backend: str, name: str, *, uses_path: bool | None
+) -> None:
+    found = {
+        ("/machine", "memory-backend"): backend,
+        (backend, "x-use-canonical-path-for-ramblock-id"): uses_path,
+    }
+    answer(server, said(), found)
+    assert (await machine_of(server)).fingerprint.ram == name
 
 
 async def test_read_machine_takes_one_without_a_cpu(server: QmpServer) -> None:

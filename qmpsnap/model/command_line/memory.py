@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
-from qmpsnap.model.command_line.options import Option, Pairs, last, machine_key, read_keys
-from qmpsnap.model.start import GuestMemory, Start
+from qmpsnap.model.command_line.options import Option, Pairs, last, machine_key, read_keys, write_keys
+from qmpsnap.model.start import USES_PATH, GuestMemory, Start
 
 _BACKENDS: Final = "memory-backend-"
 
@@ -41,7 +41,7 @@ def with_memory(options: Sequence[Option], start: Start) -> tuple[list[Option], 
             is_replaced = True
             changed.append(_object(start.memory, name))
         elif last(keys, "qom-type") == "memory-backend-file" and _is_written(keys):
-            changed.append(_private(option, name, last(keys, "size"), is_main=name == backend))
+            changed.append(_private(option, keys, is_main=name == backend))
         else:
             changed.append(option)
     if is_replaced:
@@ -59,8 +59,10 @@ def _object(memory: GuestMemory, name: str) -> Option:
     return Option("-object", json.dumps({**memory.properties, "id": name}))
 
 
-def _private(option: Option, name: str, size: str, *, is_main: bool) -> Option:
+def _private(option: Option, keys: Pairs, *, is_main: bool) -> Option:
     """Return private memory in place of a shared file; its content is loaded with the VM state."""
     if not is_main:
         option.refuse("two guests would write to the same file")
-    return Option("-object", f"memory-backend-memfd,id={name},size={size},share=on")
+    kept = [(key, value) for key, value in keys if key in {"id", "size", USES_PATH}]
+    memory = [("qom-type", "memory-backend-memfd"), *kept, ("share", "on")]
+    return Option("-object", write_keys(memory, "qom-type"))

@@ -235,6 +235,11 @@ def test_memory_that_is_shared_with_a_guest_is_not_shared_with_its_copy():
     assert rewritten(MAIN) == (
         "-machine q35,memory-backend=ram -object memory-backend-memfd,id=ram,size=1G,share=on"
     )
+    named = MAIN.replace("size=1G", "x-use-canonical-path-for-ramblock-id=off,size=1G")
+    assert rewritten(named) == (
+        "-machine q35,memory-backend=ram -object memory-backend-memfd,id=ram,"
+        "x-use-canonical-path-for-ramblock-id=off,size=1G,share=on"
+    )
     for private in (
         MAIN.replace("share=on", "share=off"),
         "-object memory-backend-memfd,id=m,size=1G,share=on",

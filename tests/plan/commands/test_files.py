@@ -100,7 +100,15 @@ def test_memory_is_sealed_with_a_note_of_whose_it_is() -> None:
         "id": "i",
         "name": "c1",
         "running": True,
-        "fingerprint": {"machine": "pc", "memory": 1, "cpus": (), "devices": {}, "disks": {}, "qemu": ""},
+        "fingerprint": {
+            "machine": "pc",
+            "memory": 1,
+            "cpus": (),
+            "devices": {},
+            "disks": {},
+            "qemu": "",
+            "ram": "",
+        },
         "layers": (("vda", "/b"),),
         "trims": True,
     }
