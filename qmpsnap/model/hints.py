@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import shlex
 
-from qmpsnap.model.start import RAM_ID
-
 LOAD_FAILED = (
     "revert again, or reset the guest before you resume it: qmpsnap qmp system_reset, then qmpsnap cont"
 )
@@ -90,8 +88,8 @@ _HINTS = (
 # The same for the messages of a QEMU that does not start (qom/object.c, util/qemu-sockets.c, net/slirp.c).
 _START_HINTS = (
     _LOCK,
-    (f"duplicate property '{RAM_ID}'", _OWN_MEMORY),
-    (f"Duplicate ID '{RAM_ID}'", _OWN_MEMORY),
+    ("' to object (type 'container')", _OWN_MEMORY),  # /objects
+    ("' for object", _OWN_MEMORY),
     ("Address already in use", _OWN_ADDRESS),
     ("host forwarding rule", _OWN_ADDRESS),
 )

@@ -36,7 +36,8 @@ def test_hint_for_is_silent_when_there_is_nothing_to_add(description):
         ("-netdev user: could not set up host forwarding rule 'tcp::22-:22'", "another one, or none"),
         ('-blockdev {}: Failed to get shared "write" lock', "fuser"),
         ("could not load kernel 'k': No such file or directory", ""),
-        ("attempt to add duplicate property 'mem' to object (type 'container')", ""),
+        ("attempt to add duplicate property 'mem' to object (type 'container')", "leave out"),
+        ("attempt to add duplicate property 'x' to object (type 'pc-q35-machine')", ""),
     ],
 )
 def test_start_hint_says_what_to_do_about_a_qemu_that_has_not_started(last_words, part):
