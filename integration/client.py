@@ -12,8 +12,8 @@ has fewer points.
 
 An order {"socket", "qemu", "end", "point"} finishes the interrupted operation of that id.
 
-An order {"group": {NAME: SOCKET}, "intent", "victim", "point"} takes a moment of a group, and counts the
-steps of one machine, the victim.
+An order {"group": {NAME: SOCKET}, "intent", "victim", "point"} takes a moment of a group, or reverts to it,
+and counts the steps of one machine, the victim.
 """
 
 from __future__ import annotations
@@ -116,9 +116,8 @@ async def run_group(order, at):
             for name, sock in order["group"].items()
         }
         group = qmpsnap.Group(machines)
-        intent = (
-            qmpsnap.Snapshot("s") if order["intent"] == "disks" else qmpsnap.Checkpoint("s", order["intent"])
-        )
+        moments = {"disks": qmpsnap.Snapshot("s"), "revert": qmpsnap.Revert("s")}
+        intent = moments.get(order["intent"]) or qmpsnap.Checkpoint("s", order["intent"])
         await group.run(await group.plan(intent))
 
 

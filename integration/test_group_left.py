@@ -10,9 +10,10 @@ import pytest
 from integration.harness import Ordinals, Sites, interrupt
 from integration.known_images import QEMUS
 from integration.machines import listing
-from integration.test_group import FIRST, two
+from integration.test_group import FIRST, LATER, two
 from integration.test_kill import orders
 from qmpsnap.cli.main import run as run_command
+from qmpsnap.errors import Busy
 
 __all__ = ["two"]
 POINTS = {"disks": (6,), "in-place": (9, 12, 15, 18), "background": (15, 21)}
@@ -72,6 +73,32 @@ async def recovered(running):
     async with running.group() as group:
         await group.recover()
         return await group.moments()
+
+
+async def test_recover_finishes_a_revert_whose_client_was_killed(qemu, two, tmp_path):
+    left = []
+    with two() as running, orders() as give:
+        async with running.group() as group:
+            await group.checkpoint("s")
+        sockets = {name: one.socket for name, one in running.running.items()}
+        for point in (4, 7, 10):
+            running.write(LATER)
+            assert give(group=sockets, intent="revert", victim="ab"[point % 2], point=point) == -9
+            async with running.group() as group:
+                found = [await vm.jobs.interrupted() for vm in group.machines.values()]
+                left.append({record.op for records in found for record in records})
+                if left[-1]:
+                    with pytest.raises(Busy, match="revert 's' of the group was interrupted"):
+                        await group.revert("s")
+                await group.recover()
+                assert running.states() == {"a": "running", "b": "running"}
+                for vm in group.machines.values():
+                    assert (await vm.jobs.list(), await vm.jobs.interrupted()) == ((), ())
+                await group.revert("s")
+                running.read(FIRST)
+    assert {"revert"} in left, left
+    for unread in tmp_path.rglob(".*.json.*"):  # the other machine's record was being written
+        unread.unlink()
 
 
 @pytest.mark.one_qemu

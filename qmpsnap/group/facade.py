@@ -17,7 +17,7 @@ from qmpsnap.model.frozen import Frozen
 from qmpsnap.model.machine import Status
 from qmpsnap.model.moments import Moments
 from qmpsnap.model.names import is_name
-from qmpsnap.model.record import Member
+from qmpsnap.model.record import IntentRecord, Member
 from qmpsnap.plan.intent import Checkpoint, Delete, FileMode, Revert, Snapshot
 from qmpsnap.plan.plan import Plan
 from qmpsnap.run.session.change import settled
@@ -184,7 +184,8 @@ class Group:
         """Finish an interrupted operation of the group, and delete incomplete moments.
 
         On each machine the operation is completed or rolled back, and a guest that it has paused runs again.
-        A moment that was taken of other machines, too, stays.
+        A moment that was taken of other machines, too, stays. An interrupted revert is completed only on the
+        machines on which it had begun, one after the other: revert again after it.
 
         Returns:
             Names of the moments that were deleted because some machines do not have them.
@@ -284,17 +285,16 @@ class Group:
         await self._holders(name)
 
     async def _refuse_interrupted(self) -> None:
-        interrupted = await self._each(lambda vm, _: vm.jobs.interrupted(live=True))
+        interrupted = await self._each(lambda vm, _: _interrupted(vm, live=True))
         for name, records in interrupted.items():
             for record in records:
-                if record.member is not None:
-                    state = "is running" if record.live else "was interrupted"
-                    raise Busy(
-                        f"{name}: {record.op} {record.name!r} of the group {state}",
-                        node="",
-                        job_id=record.id,
-                        hint="wait until its client ends" if record.live else "Group.recover() finishes it",
-                    )
+                state = "is running" if record.live else "was interrupted"
+                raise Busy(
+                    f"{name}: {record.op} {record.name!r} of the group {state}",
+                    node="",
+                    job_id=record.id,
+                    hint="wait until its client ends" if record.live else "Group.recover() finishes it",
+                )
 
 
 def _check_stopped(sent: Mapping[str, asyncio.Task[object]]) -> None:
@@ -316,7 +316,18 @@ async def _moments(vm: VM, _name: str) -> Moments:
     return await vm.moments()
 
 
+async def _interrupted(vm: VM, *, live: bool = False) -> tuple[IntentRecord, ...]:
+    """Interrupted operations of groups: those that take a moment, and reverts to one.
+
+    The record of a deletion does not name its moment. A plan is refused as long as its jobs are there.
+    """
+    records = await vm.jobs.interrupted(live=live)
+    if all(record.member is not None for record in records):
+        return records
+    names = {moment.name for moment in (await vm.moments()).moments if moment.member is not None}
+    return tuple(record for record in records if record.member is not None or record.name in names)
+
+
 async def _finish(vm: VM, _name: str) -> None:
-    for record in await vm.jobs.interrupted():
-        if record.member is not None:
-            await vm.jobs.wait(record.id)
+    for record in await _interrupted(vm):
+        await vm.jobs.wait(record.id)

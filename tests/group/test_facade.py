@@ -123,6 +123,28 @@ async def test_plan_refuses_while_an_operation_of_the_group_is_unfinished(live, 
         assert await two.listed() == []
 
 
+async def test_recover_finishes_an_interrupted_revert_to_a_moment_of_the_group():
+    two = Two.made()
+    await two.group.checkpoint("s")
+    record = (await two.group.plan(Revert("s")))["b"].record
+    assert record is not None
+    two.b.files.records.append(replace(record, directory="/images/base.qmpsnap"))
+    with pytest.raises(Busy, match=r"^b: revert 's' of the group was interrupted"):
+        await two.group.plan(Snapshot("t"))
+    await two.group.recover()
+    assert await two.group.machines["b"].jobs.interrupted() == ()
+
+
+async def test_interrupted_operation_of_one_machine_alone_is_none_of_the_group():
+    two = Two.made()
+    await two.group.machines["b"].checkpoint("alone", mode="in-place")
+    record = (await two.group.machines["b"].plan(Revert("alone"))).record
+    assert record is not None
+    two.b.files.records.append(replace(record, directory="/images/base.qmpsnap"))
+    await two.group.recover()
+    assert [left.id for left in await two.group.machines["b"].jobs.interrupted()] == [record.id]
+
+
 async def test_stop_and_cont_reach_every_machine():
     two = Two.made()
     await two.group.stop()
