@@ -45,6 +45,15 @@ AGAIN = """
 async def test_again(shell):
     await shell.run("mkdir /run/mine")
 """
+ENDS = """
+import time
+
+def test_it(vm, guest, qmpsnap_directory):
+    vm.execute("quit")
+    while (qmpsnap_directory / "qmpsnap.guest").exists():
+        time.sleep(0.01)
+    guest.run("true")
+"""
 HAS_NO_GUEST = """
 import pytest, qmpsnap
 
@@ -114,3 +123,10 @@ def test_guest_of_one_s_own_has_no_fixture_and_the_error_says_what_has(suite):
     assert ended.counts["failed"] == 1
     assert "the machine does not run qmpsnap's own guest: it has no port" in ended.out
     assert "next: open_agent() or open_console() runs commands in another guest" in ended.out
+
+
+def test_guest_whose_qemu_a_test_has_ended_is_told_from_one_that_never_had_the_port(suite):
+    ended = suite.run(ENDS)
+    assert ended.counts["failed"] == 1
+    assert "LinkLost: lost the machine" in ended.out
+    assert "qmpsnap's own guest" not in ended.out

@@ -14,6 +14,7 @@ from qmpsnap.model.names import is_name
 from qmpsnap.run import session as sessions
 from qmpsnap.run.daemon import open_images
 from qmpsnap.run.disk import in_thread
+from qmpsnap.run.event_loop import asyncio_loop
 from qmpsnap.run.images import Images
 from qmpsnap.run.live import LiveTarget
 from qmpsnap.run.paths import absolute, absolute_each
@@ -57,7 +58,9 @@ async def connect(
         BadArgument: When an argument is invalid, or `record` is given with a QMPClient of yours.
         TargetExists, InvalidTarget: When the record exists, or cannot be created.
         ConnectFailed: When there is no QMP server there, or no greeting in time.
+        Unsupported: When the running event loop is not asyncio's.
     """
+    asyncio_loop()
     place = _place(address)
     for parameter, value, kind in (
         ("shared_fs", shared_fs, bool | None),
@@ -138,9 +141,11 @@ async def offline(
         TargetExists, InvalidTarget: When the record exists, or cannot be created.
         UnsafeImage: When an image must not be opened, because of its header or an unknown format.
         ImageInUse: When a process has an image open for writing.
-        NotFound, InvalidTarget, Unsupported, StillNeeded: When an image cannot be opened.
+        NotFound, InvalidTarget, Unsupported, StillNeeded: When an image cannot be opened; Unsupported also
+            when the running event loop is not asyncio's.
         ConnectFailed: When the daemon cannot be started.
     """
+    asyncio_loop()
     check("read_only", read_only, bool)
     check("name", name, str)
     called = name or "the machine"

@@ -22,6 +22,7 @@ from qmpsnap.model.start import Start
 from qmpsnap.run import session as sessions
 from qmpsnap.run.accelerator import accelerator
 from qmpsnap.run.channel import Console, Pair, Port, fits_address, listener, pairs
+from qmpsnap.run.event_loop import asyncio_loop
 from qmpsnap.run.images import Images
 from qmpsnap.run.live import LiveTarget
 from qmpsnap.run.paths import absolute
@@ -72,10 +73,12 @@ async def launch(
         BadArgument: When an argument is invalid.
         TargetExists, InvalidTarget: When the record or the socket `qmp` exists or cannot be created, or a log
             cannot be opened.
-        Unsupported: When the machine cannot be started as `start` says; the message names the argument.
+        Unsupported: When the machine cannot be started as `start` says; the message names the argument. Also
+            when the running event loop is not asyncio's.
         ConnectFailed: When QEMU ends before it is ready; the message says how, with its last output. So does
             every later LinkLost.
     """
+    asyncio_loop()
     check("name", name, str)
     if start is not None and not isinstance(start, Start):
         refuse("start", start, "give a qmpsnap.Start")

@@ -33,21 +33,21 @@ _WORKERS: Final = pytest.StashKey[list[dict[str, Any]]]()
 
 
 _OPTIONS: Final = {
-    "qemu": "QEMU: a path, or the directory of qemu-system-x86_64",
-    "accel": "accelerator: kvm or tcg (default: kvm where it works)",
-    "memory": "MiB of the guest's memory",
-    "reset": f"how a machine is reset: {', '.join(_RESETS)} (default: the fastest that works)",
-    "boot-limit": "seconds that a guest may take until it is ready (default: 120)",
-    "spare": "yes or no: reset a second QEMU while a test uses the first (default: where it pays)",
-    "artifacts": "directory for the logs of failed tests",
+    "qemu": ("QEMU", "a path, a name, or the directory of qemu-system-x86_64 (default: that on PATH)"),
+    "accel": ("ACCEL", "accelerator: kvm or tcg (default: kvm where it works)"),
+    "memory": ("MIB", "the guest's memory (default: the machine's own)"),
+    "reset": ("WAY", f"how a machine is reset: {', '.join(_RESETS)} (default: the fastest that works)"),
+    "boot-limit": ("SECONDS", "until the guest has to be ready, or a reset to be done (default: 120)"),
+    "spare": ("YES|NO", "reset a second QEMU while a test uses the first (default: where it pays)"),
+    "artifacts": ("DIR", "for the logs of failed tests (default: in pytest's temporary directory)"),
 }
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the options, each also for the ini file."""
     group = parser.getgroup("qmpsnap", "qmpsnap: guests in a known state")
-    for name, text in _OPTIONS.items():
-        group.addoption(f"--qmpsnap-{name}", default=None, help=text)
+    for name, (metavar, text) in _OPTIONS.items():
+        group.addoption(f"--qmpsnap-{name}", metavar=metavar, default=None, help=text)
         parser.addini(f"qmpsnap_{name.replace('-', '_')}", text, default="")
     group.addoption("--qmpsnap-keep", action="store_true", help="keep the overlays of failed tests, too")
 
@@ -188,7 +188,10 @@ def _reset_of(item: pytest.Item) -> Reset | None:
     if marker is None:
         return None
     if marker.args or marker.kwargs.keys() - {"reset"}:
-        raise pytest.UsageError(f"{item.nodeid}: the marker takes reset= and nothing else")
+        raise pytest.UsageError(
+            f"{item.nodeid}: the marker takes reset= and nothing else, as in "
+            "@pytest.mark.qmpsnap(reset='boot')"
+        )
     return cast("Reset | None", _checked_reset(marker.kwargs.get("reset"), f"{item.nodeid}: reset"))
 
 
@@ -211,7 +214,7 @@ def _checked_options(config: pytest.Config) -> dict[str, Any]:
     if given["spare"] not in {"", "yes", "no"}:
         raise pytest.UsageError(f"--qmpsnap-spare is {given['spare']!r}: give yes or no")
     _checked_reset(given["reset"] or None, "--qmpsnap-reset")
-    if not re.fullmatch(r"\d*", given["memory"], re.ASCII):
+    if not re.fullmatch(r"([1-9]\d*)?", given["memory"], re.ASCII):
         raise pytest.UsageError(f"--qmpsnap-memory is {given['memory']!r}: give a number of MiB")
     try:
         limit = float(given["boot-limit"] or 120)

@@ -46,6 +46,7 @@ def test_options_of_the_command_line_go_before_those_of_the_ini_file():
         ({"reset": "fast"}, "--qmpsnap-reset is 'fast': give one of memory, clone, disks, boot, none"),
         ({"memory": "much"}, "--qmpsnap-memory is 'much': give a number of MiB"),
         ({"memory": "-1"}, "--qmpsnap-memory is '-1'"),
+        ({"memory": "0"}, "--qmpsnap-memory is '0'"),
         ({"boot_limit": "soon"}, "--qmpsnap-boot-limit is 'soon': give a number of seconds"),
         ({"spare": "two"}, "--qmpsnap-spare is 'two': give yes or no"),
         ({"boot_limit": "nan"}, "--qmpsnap-boot-limit is 'nan'"),

@@ -137,7 +137,7 @@ class Own:
             keys = [(key, value) for key, value in keys if key not in {"logfile", "logappend"}]
             common += [("logfile", file)] if (file := self._file(log)) else []
         if kind == "file" and (file := self._file(last(keys, "path"))):
-            return _chardev("file", [*common, ("path", file)])
+            return _chardev("file", [*common, ("path", file), ("append", "on")])
         if kind == "socket" and _listens(keys) and (socket := self._socket(last(keys, "path"))):
             return _chardev("socket", [*common, ("path", socket), ("server", "on"), ("wait", "off")])
         if kind not in _OWN_CHARDEVS:

@@ -18,6 +18,7 @@ import anyio.to_thread
 
 from qmpsnap.errors import Unsupported
 from qmpsnap.fork import Child, Children
+from qmpsnap.run.event_loop import asyncio_loop
 from qmpsnap.testing.shared.calls import Calls, Inside
 
 if TYPE_CHECKING:
@@ -135,11 +136,19 @@ class Face(Blocking, Generic[T]):
 
     @asynccontextmanager
     async def here(self) -> AsyncIterator[T]:
-        """Yield the real object in the running loop; callers within the block of the first share it."""
+        """Yield the real object in the running loop; callers within the block of the first share it.
+
+        Raises:
+            Unsupported: When the loop is not asyncio's.
+        """
+        try:
+            loop = asyncio_loop()
+        except Unsupported as error:
+            error.hint = 'under anyio, override the fixture anyio_backend, and return "asyncio"'
+            raise
         if self._through is not None:
             yield self._through(await anyio.to_thread.run_sync(self._object))
             return
-        loop = asyncio.get_running_loop()
         if loop in self._inside:
             yield self._inside[loop]
             return

@@ -246,6 +246,7 @@ class InUse:
     @asynccontextmanager
     async def _open_guest(self) -> AsyncIterator[Guest]:
         if not has_port(self._booted):
+            await self._booted.vm.status()  # a QEMU that has ended has removed the port; then this raises
             port = self.directory / PORT_NAME
             other = GuestFailed(
                 f"the machine does not run qmpsnap's own guest: it has no port {port}", script=""

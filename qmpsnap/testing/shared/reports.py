@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from qmpsnap.errors import QmpsnapError
+from qmpsnap.testing.shared import faces
 
 if TYPE_CHECKING:
     import pytest
@@ -25,9 +26,11 @@ _PLAIN_ID: Final = re.compile(r"[A-Za-z0-9_./]+(::[A-Za-z0-9_.]+)+(\[[A-Za-z0-9_
 def end_traceback_at_test(error: BaseException, *, plugin: str) -> None:
     """Remove the frames below the test from an error of qmpsnap, whose message says it all.
 
-    They would hide the line of the test. The frames of `plugin`, the plugin's file, are above it.
+    They would hide the line of the test. The frames of `plugin`, the plugin's file, are above it. So it is
+    for the error of a plain test that calls a method that does not exist, or with arguments that it does not
+    take.
     """
-    if not isinstance(error, QmpsnapError):
+    if not isinstance(error, QmpsnapError) and _files(error)[-1:] != [faces.__file__]:
         return
     entry, above = error.__traceback__, None
     while entry is not None:
@@ -41,14 +44,18 @@ def end_traceback_at_test(error: BaseException, *, plugin: str) -> None:
 
 def leave_out_fixture(error: BaseException, report: pytest.TestReport, *, plugin: str) -> None:
     """Leave only the message of an error that a fixture of `plugin` has raised; its source adds nothing."""
-    frames = [entry.f_code.co_filename for entry, _ in traceback.walk_tb(error.__traceback__)]
-    if frames[-1:] != [plugin]:
+    if _files(error)[-1:] != [plugin]:
         return
     for shown, *_ in getattr(report.longrepr, "chain", ()):
         entry = shown.reprentries[-1]
         if lines := [line for line in entry.lines if line.startswith("E ")]:
             entry.lines, entry.reprfuncargs = lines, None
             shown.reprentries = [entry]
+
+
+def _files(error: BaseException) -> list[str]:
+    """Return the file of each frame of its traceback, that in which it was raised last."""
+    return [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
 
 
 def folder_name(test: str) -> str:

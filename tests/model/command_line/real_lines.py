@@ -155,7 +155,8 @@ LINES = {
         "-chardev socket,id=e,path=/peer -chardev file,id=f,path=/x/qmp,mux=on -chardev socket,id=g,fd=7 -chardev null,id=h",
         "",
         "-chardev null,id=a -chardev null,id=b -chardev null,id=c -chardev pty,id=d "
-        "-chardev null,id=e -chardev file,id=f,mux=on,path=/d/2-qmp -chardev null,id=g -chardev null,id=h",
+        "-chardev null,id=e -chardev file,id=f,mux=on,path=/d/2-qmp,append=on -chardev null,id=g "
+        "-chardev null,id=h",
     ),
     "serial ports to files": (
         "-serial file:console.log -serial file:/x/console.log -serial file:qemu.log",

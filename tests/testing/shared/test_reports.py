@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from traceback import walk_tb
+
+import anyio.to_thread
+from anyio.from_thread import BlockingPortal
 
 from qmpsnap.testing.shared.account import Account
-from qmpsnap.testing.shared.reports import folder_name, lines_of
+from qmpsnap.testing.shared.calls import Calls
+from qmpsnap.testing.shared.faces import Blocking
+from qmpsnap.testing.shared.reports import end_traceback_at_test, folder_name, lines_of
 from tests.each import each
 
 
@@ -26,6 +32,30 @@ from tests.each import each
 )
 def test_report_says_what_was_done(account, lines):
     assert lines_of(**asdict(account)) == lines
+
+
+async def test_error_of_a_wrong_call_ends_at_the_line_of_the_test():
+    class Thing:
+        async def double(self, number):
+            return {}[number]  # an error of the thing itself
+
+    def wrong(call):
+        try:
+            call(Blocking(Calls(portal), Thing))
+        except (AttributeError, TypeError, KeyError) as error:
+            end_traceback_at_test(error, plugin="")
+            return type(error), [frame.f_code.co_name for frame, _ in walk_tb(error.__traceback__)][-1]
+
+    def lines():
+        return [
+            wrong(lambda thing: thing.duoble(1)),
+            wrong(lambda thing: thing.double(nomber=1)),
+            wrong(lambda thing: thing.double(1)),
+        ]
+
+    async with BlockingPortal() as portal:
+        found = await anyio.to_thread.run_sync(lines)
+    assert found == [(AttributeError, "<lambda>"), (TypeError, "<lambda>"), (KeyError, "double")]
 
 
 def test_report_names_the_worker_of_each_line():
