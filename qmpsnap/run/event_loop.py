@@ -17,7 +17,7 @@ def asyncio_loop() -> asyncio.AbstractEventLoop:
         return asyncio.get_running_loop()
     except RuntimeError:
         raise Unsupported(
-            "qmpsnap needs asyncio, and another library runs this code",
+            "this needs asyncio, and another library runs it",
             feature="asyncio",
             hint="start it with asyncio.run(), or with anyio.run() and its backend asyncio",
         ) from None

@@ -41,6 +41,6 @@ async def test_loop_of_asyncio_is_the_running_one():
     ],
 )
 def test_code_that_another_library_runs_is_told_so(entered, hint):
-    with pytest.raises(Unsupported, match="qmpsnap needs asyncio") as refused:
+    with pytest.raises(Unsupported, match="this needs asyncio, and another library runs it") as refused:
         entered.__aenter__().send(None)  # as trio would
     assert refused.value.hint == hint
