@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from integration import forking
 from integration.machines import wait_for
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -37,7 +38,7 @@ class Cli:
     """The command, for one machine."""
 
     def __init__(self, machine):
-        self.machine = machine
+        self.machine, self.started = machine, None
         path = f"{machine.qemu.directory}:{os.environ['PATH']}"
         self.environment = os.environ | {
             "PATH": path,
@@ -54,8 +55,13 @@ class Cli:
         return self.started
 
     def __call__(self, *words):
-        with self.start(*words) as process:
-            return Ended(0, *process.communicate(timeout=60))._replace(code=process.returncode)
+        """Run it to its end, in a process that is forked."""
+        folder = self.machine.folder
+        return Ended(*forking.command(*map(str, words), environment=self.environment, folder=folder))
+
+    def afresh(self, *words):
+        """Run it to its end, in a process that starts from nothing, as a shell's does."""
+        return self.end(self.start(*words))
 
     def end(self, process):
         with process:
@@ -66,7 +72,8 @@ class Cli:
         found = []
 
         def runs():
-            assert self.started.returncode is not None or self.started.poll() is None, "the command has ended"
+            going_on = not self.started or self.started.returncode is not None or self.started.poll() is None
+            assert going_on, "the command has ended"
             found[:] = [one["id"] for one in self.machine.qmp("query-jobs") if name in one["id"]]
             return found
 

@@ -1,14 +1,13 @@
-"""A client that kills itself: reads orders from stdin, and forks for each; see `test_kill.py`.
+"""A client that kills itself, forked for each order (`forking.py`); see `test_kill.py`.
 
-An order is one JSON line {"socket", "images", "qemu", "case", "folder", "point", "delay"}: run the case
+An order is {"socket", "images", "qemu", "case", "folder", "point", "delay"}: run the case
 there, or if there is no such case, take a backup into a directory of that name, and die by SIGKILL at that
 point of its steps, or so many seconds after it. One with "store" instead of "case" makes the store of the
 checkpoint of that name; the point is then the number of a step that its helper has done. One with "template"
 makes a template of the guest in that directory; its points are those of the machine's steps, of the helper's,
 and before and after each piece of work on files. One with "fork" forks the guest into one child, with
 temporary files in that directory ("": where they are by default); its points are the same, with those of the
-child's steps. The answer is one line: the child's exit status, -9 when it was killed, 0 when the operation
-has fewer points.
+child's steps. It exits with 0 when the operation has fewer points.
 
 An order {"socket", "qemu", "end", "point"} finishes the interrupted operation of that id.
 
@@ -18,13 +17,8 @@ and counts the steps of one machine, the victim.
 
 from __future__ import annotations
 
-import asyncio
 import itertools
-import json
-import os
-import sys
 import threading
-import traceback
 from contextlib import AsyncExitStack
 
 import qmpsnap
@@ -119,23 +113,3 @@ async def run_group(order, at):
         moments = {"disks": qmpsnap.Snapshot("s"), "revert": qmpsnap.Revert("s")}
         intent = moments.get(order["intent"]) or qmpsnap.Checkpoint("s", order["intent"])
         await group.run(await group.plan(intent))
-
-
-def main():
-    for line in sys.stdin:
-        child = os.fork()
-        if child == 0:
-            status = 1
-            try:
-                asyncio.run(run(json.loads(line)))
-                status = 0
-            except BaseException:  # noqa: BLE001
-                traceback.print_exc()
-            finally:
-                os._exit(status)
-        _, status = os.waitpid(child, 0)
-        print(os.waitstatus_to_exitcode(status), flush=True)
-
-
-if __name__ == "__main__":
-    main()

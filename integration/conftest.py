@@ -38,6 +38,7 @@ from pathlib import Path
 
 import pytest
 
+from integration import forking
 from integration.doctoring import Doctor
 from integration.known_images import QEMUS, make_images
 from integration.machines import Leftovers, Machine
@@ -210,6 +211,12 @@ def _started(before, folder):
 @pytest.fixture
 def leftovers(tmp_path):
     return Leftovers(tmp_path)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _forks():
+    with forking.serving():
+        yield
 
 
 @pytest.fixture(autouse=True)

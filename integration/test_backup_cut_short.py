@@ -17,7 +17,7 @@ from integration.harness import copies_counted, stepped, stepped_offline
 from integration.known_images import KIB, MIB, QEMUS, overwritten
 from integration.machines import drive, listing, wait_for
 from integration.off import daemons, offline
-from integration.test_kill import clients
+from integration.test_kill import run
 
 DRAWN = {"vda": "base <- s1", "vdb": "base"}
 
@@ -100,15 +100,14 @@ def scene(images, machine, tmp_path):
 async def test_backup_after_a_killed_one_leaves_nothing_of_it(scene, qemu, everything):
     running, place = scene.running, scene.place
     rig = SimpleNamespace(qemu=qemu, folder=place.parent)
-    with clients() as run:
-        async with stepped(running.socket) as vm:
-            found = await points(vm, place)
-        for point in sampled(found, qemu, everything=everything):
-            assert run(running, rig, place.name, point) == -9
-            assert running.qmp("query-status")["status"] == "running"
-            scene.write()
-            async with running.connect() as vm:
-                await scene.check_next(vm, qemu)
+    async with stepped(running.socket) as vm:
+        found = await points(vm, place)
+    for point in sampled(found, qemu, everything=everything):
+        assert run(running, rig, place.name, point) == -9
+        assert running.qmp("query-status")["status"] == "running"
+        scene.write()
+        async with running.connect() as vm:
+            await scene.check_next(vm, qemu)
 
 
 async def test_cancelled_backup_leaves_nothing_or_is_complete(scene, qemu, everything):
@@ -140,9 +139,8 @@ async def test_backup_of_a_machine_that_is_off_after_a_killed_one(qemu, images, 
     rig = SimpleNamespace(qemu=qemu, folder=tmp_path, images=made)
     async with stepped_offline(qemu, scene.newest()) as vm:
         found = await points(vm, scene.place)
-    with clients() as run:
-        for point in found if everything else found[1::4]:
-            assert run(None, rig, scene.place.name, point) == -9
-            wait_for(lambda: not daemons(tmp_path), "the daemon's end")
-            async with offline(qemu, scene.newest()) as vm:
-                await scene.check_next(vm, qemu)
+    for point in found if everything else found[1::4]:
+        assert run(None, rig, scene.place.name, point) == -9
+        wait_for(lambda: not daemons(tmp_path), "the daemon's end")
+        async with offline(qemu, scene.newest()) as vm:
+            await scene.check_next(vm, qemu)

@@ -38,6 +38,12 @@ def files_in(running):
     return sorted(path.name for path in running.folder.iterdir())
 
 
+@pytest.mark.parametrize("words", [("chain",), ("--json", "chain", "vda"), ("delete", "nope"), ("nope",), ()])
+def test_forked_command_prints_and_exits_as_one_that_starts_from_nothing(vda, words):
+    _, cli, _ = vda
+    assert cli(*words) == cli.afresh(*words)
+
+
 # -- each verb ---------------------------------------------------------------------------------------
 
 

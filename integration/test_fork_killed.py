@@ -14,7 +14,7 @@ from integration.known_images import KIB, MIB
 from integration.machines import blockdev, listing
 from integration.processes import until_ended
 from integration.states import status
-from integration.test_kill import orders
+from integration.test_kill import give
 from qmpsnap.cli.main import run as run_command
 
 pytestmark = pytest.mark.timeout(1200)  # with --all some 170 clients are killed, each in a second or more
@@ -70,7 +70,7 @@ def test_killed_client_of_a_fork_leaves_what_jobs_shows_and_its_commands_mend(
     """kill -9 after every seventh step, on other QEMUs than the first every nineteenth."""
     step = 1 if everything else 7 if qemu.short == "7.2" else 19
     vda, found = images("base <- s1", folder="a"), []
-    with machine(*blockdev("vda", vda.active)) as running, orders() as give:
+    with machine(*blockdev("vda", vda.active)) as running:
         running.qmp("cont")
         jobs, diagnosis = Jobs(running, capsys), doctor(running)
         before, (chain, *_) = listing(running.folder), jobs.run("chain")

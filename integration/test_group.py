@@ -21,7 +21,7 @@ import qmpsnap
 from integration.harness import stepped
 from integration.known_images import KIB, MIB, QEMUS, content, overwritten
 from integration.machines import SOON, blockdev, listing
-from integration.test_kill import orders
+from integration.test_kill import give
 from qmpsnap import MachineDisk, Nic
 from qmpsnap.errors import BadArgument, Changed, CommandFailed, Incomplete, LinkLost, NotFound, QmpsnapError
 from qmpsnap.group import facade, together
@@ -329,41 +329,40 @@ async def test_group_is_whole_or_as_before_after_its_client_was_killed_at_any_st
     qemu, two, everything, tmp_path
 ):
     seen = set()
-    with orders() as give:
-        for way, points in POINTS.items():
-            if qemu is not QEMUS[0] and way != "in-place" and not everything:
-                continue
-            sampled = points if qemu is QEMUS[0] else points[::2]
-            for point in range(40) if everything else sampled:
-                with two(folder=f"{way}-{point}") as running:
-                    before = running.roots()
-                    sockets = {name: one.socket for name, one in running.running.items()}
-                    victim = "ab"[point % 2]
-                    status = give(group=sockets, intent=way, victim=victim, point=point)
-                    if status == 0:
-                        break
-                    assert status == -9
-                    async with running.group() as group:
-                        left = await group.moments()
-                        if any(not moment.complete for moment in left):
-                            with pytest.raises((NotFound, qmpsnap.Busy)):
-                                await group.revert("s")
-                        await group.recover()
-                        whole = await group.moments()
-                        assert all(moment.complete for moment in whole)
-                        assert running.states() == {"a": "running", "b": "running"}
-                        running.read(FIRST)
-                        if not whole and way != "background":
-                            assert {name: len(one["vda"]) for name, one in running.roots().items()} == {
-                                name: len(one["vda"]) for name, one in before.items()
-                            }
-                        if whole:
-                            running.write(LATER)
-                            if way != "background":
-                                await group.revert("s")
-                                running.read(FIRST)
-                            await group.delete("s")
-                        seen.add(bool(whole))
+    for way, points in POINTS.items():
+        if qemu is not QEMUS[0] and way != "in-place" and not everything:
+            continue
+        sampled = points if qemu is QEMUS[0] else points[::2]
+        for point in range(40) if everything else sampled:
+            with two(folder=f"{way}-{point}") as running:
+                before = running.roots()
+                sockets = {name: one.socket for name, one in running.running.items()}
+                victim = "ab"[point % 2]
+                status = give(group=sockets, intent=way, victim=victim, point=point)
+                if status == 0:
+                    break
+                assert status == -9
+                async with running.group() as group:
+                    left = await group.moments()
+                    if any(not moment.complete for moment in left):
+                        with pytest.raises((NotFound, qmpsnap.Busy)):
+                            await group.revert("s")
+                    await group.recover()
+                    whole = await group.moments()
+                    assert all(moment.complete for moment in whole)
+                    assert running.states() == {"a": "running", "b": "running"}
+                    running.read(FIRST)
+                    if not whole and way != "background":
+                        assert {name: len(one["vda"]) for name, one in running.roots().items()} == {
+                            name: len(one["vda"]) for name, one in before.items()
+                        }
+                    if whole:
+                        running.write(LATER)
+                        if way != "background":
+                            await group.revert("s")
+                            running.read(FIRST)
+                        await group.delete("s")
+                    seen.add(bool(whole))
     assert False in seen
     for unread in tmp_path.rglob(".*.json.*"):  # the other machine's record was being written
         unread.unlink()

@@ -11,7 +11,7 @@ from integration.harness import Ordinals, Sites, interrupt
 from integration.known_images import QEMUS
 from integration.machines import listing
 from integration.test_group import FIRST, LATER, two
-from integration.test_kill import orders
+from integration.test_kill import give
 from qmpsnap.cli.main import run as run_command
 from qmpsnap.errors import Busy
 
@@ -36,33 +36,30 @@ def test_killed_client_of_a_group_leaves_what_each_machine_finishes_or_takes_bac
 ):
     """`job wait` on one machine, `job cancel` on the other: without a running job both do the same."""
     paused, there = [], []
-    with orders() as give:
-        for way, points in POINTS.items():
-            for point in points if everything or qemu is QEMUS[0] else points[:1]:
-                with two(folder=f"{way}-{point}") as running:
-                    sockets = {name: one.socket for name, one in running.running.items()}
-                    assert give(group=sockets, intent=way, victim="ab"[point % 2], point=point) == -9
-                    paused += [state for state in running.states().values() if state == "paused"]
-                    verbs = dict(zip("ab" if point % 2 else "ba", ("wait", "cancel"), strict=True))
-                    for name, socket in sockets.items():
-                        for job_id in re.findall(r"qmpsnap job wait (\S+)", command(socket, "jobs")):
-                            found = re.findall(
-                                r"^([a-z-]+): ", command(socket, "doctor", ends=8), re.MULTILINE
-                            )
-                            assert found[0] == "operation-left"
-                            assert {*found} <= {"operation-left", "node-left"}
-                            command(socket, "job", verbs[name], job_id)
-                            there.append(name)
-                    for socket in sockets.values():
-                        assert command(socket, "jobs") == "no jobs\n"
-                        assert command(socket, "doctor") == "no trouble found\n"
-                    assert running.states() == {"a": "running", "b": "running"}
-                    running.read(FIRST)
-                    moments = asyncio.run(recovered(running))  # if only one of them had moved its disks
-                    assert [moment for moment in moments if not moment.complete] == []
-                    layers = {len(disks["vda"]) for disks in running.roots().values()}
-                    if way != "background":  # whose overlays may stay; it is said how to commit them
-                        assert layers == {3 if moments else 2}
+    for way, points in POINTS.items():
+        for point in points if everything or qemu is QEMUS[0] else points[:1]:
+            with two(folder=f"{way}-{point}") as running:
+                sockets = {name: one.socket for name, one in running.running.items()}
+                assert give(group=sockets, intent=way, victim="ab"[point % 2], point=point) == -9
+                paused += [state for state in running.states().values() if state == "paused"]
+                verbs = dict(zip("ab" if point % 2 else "ba", ("wait", "cancel"), strict=True))
+                for name, socket in sockets.items():
+                    for job_id in re.findall(r"qmpsnap job wait (\S+)", command(socket, "jobs")):
+                        found = re.findall(r"^([a-z-]+): ", command(socket, "doctor", ends=8), re.MULTILINE)
+                        assert found[0] == "operation-left"
+                        assert {*found} <= {"operation-left", "node-left"}
+                        command(socket, "job", verbs[name], job_id)
+                        there.append(name)
+                for socket in sockets.values():
+                    assert command(socket, "jobs") == "no jobs\n"
+                    assert command(socket, "doctor") == "no trouble found\n"
+                assert running.states() == {"a": "running", "b": "running"}
+                running.read(FIRST)
+                moments = asyncio.run(recovered(running))  # if only one of them had moved its disks
+                assert [moment for moment in moments if not moment.complete] == []
+                layers = {len(disks["vda"]) for disks in running.roots().values()}
+                if way != "background":  # whose overlays may stay; it is said how to commit them
+                    assert layers == {3 if moments else 2}
     assert paused
     assert {*there} == {"a", "b"}
     for unread in tmp_path.rglob(".*.json.*"):  # the other machine's record was being written
@@ -77,7 +74,7 @@ async def recovered(running):
 
 async def test_recover_finishes_a_revert_whose_client_was_killed(qemu, two, tmp_path):
     left = []
-    with two() as running, orders() as give:
+    with two() as running:
         async with running.group() as group:
             await group.checkpoint("s")
         sockets = {name: one.socket for name, one in running.running.items()}

@@ -8,16 +8,13 @@ nothing of ours is left, every byte is right, and a layer that no longer holds a
 from __future__ import annotations
 
 import contextlib
-import json
-import subprocess
-import sys
 import time
-from contextlib import contextmanager
 from pathlib import Path
 
 import anyio
 import pytest
 
+from integration import forking
 from integration.cases import CASES
 from integration.cli import Cli
 from integration.harness import Rig, stepped
@@ -32,44 +29,22 @@ STREAMS = {"stream", "delete up"}
 OVERLAYS_ON = 27  # a point of the background checkpoint at which the guest writes to its overlays
 
 
-@contextmanager
-def orders():
-    """Start what forks the clients; the result gives one an order, and says how the client ended."""
-    with subprocess.Popen(
-        [sys.executable, "-m", "integration.client"],
-        cwd=ROOT,
-        text=True,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    ) as server:
-
-        def give(**order):
-            server.stdin.write(json.dumps(order) + "\n")
-            server.stdin.flush()
-            return int(server.stdout.readline())
-
-        yield give
-        server.stdin.close()
+def give(**order):
+    """Give a client an order; return how it ended, -9 when it was killed."""
+    return forking.client(order)
 
 
-@contextmanager
-def clients():
-    """The same; the result runs a case up to a point."""
-    with orders() as give:
-
-        def run(running, rig, name, point, delay=0):
-            """Without a running machine: on its images, those that the rig began with."""
-            return give(
-                socket=running.socket if running else "",
-                images={} if running else {disk: made.active for disk, made in rig.images.items()},
-                qemu=rig.qemu.version,
-                case=name,
-                folder=str(rig.folder),
-                point=point,
-                delay=delay,
-            )
-
-        yield run
+def run(running, rig, name, point, delay=0):
+    """Run a case up to a point; without a running machine, on its images, those that the rig began with."""
+    return give(
+        socket=running.socket if running else "",
+        images={} if running else {disk: made.active for disk, made in rig.images.items()},
+        qemu=rig.qemu.version,
+        case=name,
+        folder=str(rig.folder),
+        point=point,
+        delay=delay,
+    )
 
 
 async def unfinished(vm):
@@ -156,27 +131,26 @@ def test_points_that_are_sampled_are_of_every_operation_and_all_are_taken_on_the
 @pytest.mark.parametrize("name", CASES)
 async def test_killed_client_leaves_what_the_next_one_ends(qemu, tmp_path, everything, name):
     points = sampled(await states(qemu, name, tmp_path / "all"), qemu, name, everything=everything)
-    with clients() as run:
-        while points:
-            rig = Rig(qemu, CASES[name], tmp_path / f"p{points[0]}")
-            with rig.start() as running:
-                await rig.prepare()
-                again = True
-                while again and points:
-                    assert run(running, rig, name, points.pop(0)) == -9
-                    async with running.connect() as vm:
-                        result = await end(vm)
-                        done = await rig.cleared(vm)
-                    running.check_nothing_left()
-                    rig.check_machine(done=done)
-                    check_told(result, name, done=done)
-                    if isinstance(
-                        result, JobFailed
-                    ):  # a stream that had not begun and one that failed look alike
-                        assert (name in STREAMS, done, result.changed) == (True, False, Changed.NO)
-                    again = rig.reusable(done=done)
-            rig.verify(done=done)
-            rig.forget_records()
+    while points:
+        rig = Rig(qemu, CASES[name], tmp_path / f"p{points[0]}")
+        with rig.start() as running:
+            await rig.prepare()
+            again = True
+            while again and points:
+                assert run(running, rig, name, points.pop(0)) == -9
+                async with running.connect() as vm:
+                    result = await end(vm)
+                    done = await rig.cleared(vm)
+                running.check_nothing_left()
+                rig.check_machine(done=done)
+                check_told(result, name, done=done)
+                if isinstance(
+                    result, JobFailed
+                ):  # a stream that had not begun and one that failed look alike
+                    assert (name in STREAMS, done, result.changed) == (True, False, Changed.NO)
+                again = rig.reusable(done=done)
+        rig.verify(done=done)
+        rig.forget_records()
 
 
 async def test_overlays_of_a_killed_checkpoint_are_merged_back_whoever_is_killed_meanwhile(
@@ -184,34 +158,33 @@ async def test_overlays_of_a_killed_checkpoint_are_merged_back_whoever_is_killed
 ):
     """kill -9 of the client of the checkpoint, once its overlays are on, and at each step of the merge."""
     name, step, status = "checkpoint background", 1 if everything else 4 if qemu == QEMUS[0] else 11, -9
-    with orders() as give:
-        rig = Rig(qemu, CASES[name], tmp_path / "rig")
-        with rig.start() as running:
-            await rig.prepare()
-            order, where = {"socket": running.socket, "qemu": qemu.version}, {"folder": str(rig.folder)}
-            for point in range(1, 100, step):
-                assert give(**order, images={}, case=name, point=OVERLAYS_ON, **where) == -9
-                async with running.connect() as vm:
-                    (record,) = await vm.jobs.interrupted()
-                    assert (await vm.graph()).chains() != rig.chains_before
-                status = give(**order, end=record.id, point=point)
-                async with running.connect() as vm:
-                    while ids := await unfinished(vm):
-                        await vm.jobs.wait(ids[0])
-                    assert not await rig.cleared(vm)
-                running.check_nothing_left()
-                rig.check_machine(done=False)
-                if status == 0:
-                    break
-                assert status == -9
-        assert status == 0
-        rig.verify(done=False)
+    rig = Rig(qemu, CASES[name], tmp_path / "rig")
+    with rig.start() as running:
+        await rig.prepare()
+        order, where = {"socket": running.socket, "qemu": qemu.version}, {"folder": str(rig.folder)}
+        for point in range(1, 100, step):
+            assert give(**order, images={}, case=name, point=OVERLAYS_ON, **where) == -9
+            async with running.connect() as vm:
+                (record,) = await vm.jobs.interrupted()
+                assert (await vm.graph()).chains() != rig.chains_before
+            status = give(**order, end=record.id, point=point)
+            async with running.connect() as vm:
+                while ids := await unfinished(vm):
+                    await vm.jobs.wait(ids[0])
+                assert not await rig.cleared(vm)
+            running.check_nothing_left()
+            rig.check_machine(done=False)
+            if status == 0:
+                break
+            assert status == -9
+    assert status == 0
+    rig.verify(done=False)
 
 
 @pytest.mark.one_qemu
 async def test_killed_checkpoint_is_shown_while_another_client_s_job_keeps_its_overlays(qemu, tmp_path):
     rig = Rig(qemu, CASES["checkpoint background"], tmp_path / "rig")
-    with rig.start() as running, orders() as give:
+    with rig.start() as running:
         await rig.prepare()
         given = {"socket": running.socket, "qemu": qemu.version, "images": {}, "folder": str(rig.folder)}
         assert give(**given, case="checkpoint background", point=OVERLAYS_ON) == -9

@@ -18,7 +18,7 @@ from integration.harness import Rig, stepped_offline
 from integration.known_images import QEMUS
 from integration.machines import wait_for
 from integration.off import daemons, offline
-from integration.test_kill import check_told, clients, end
+from integration.test_kill import check_told, end, run
 from qmpsnap.errors import JobFailed, LinkLost
 
 NAMES = (
@@ -64,22 +64,21 @@ async def test_next_client_ends_what_was_under_way(qemu, tmp_path, everything, n
     points = await count(qemu, name, tmp_path / "all")
     if not everything:
         points = points[NAMES.index(name) % 3 :: 3] if qemu == QEMUS[0] else points[-2:-1]
-    with clients() as run:
-        for number, point in enumerate(points):
-            rig = OffRig(qemu, CASES[name], tmp_path / f"p{point}")
-            if number % 2:
-                assert run(None, rig, name, point) == -9
-            else:
-                await daemon_killed_at(point, rig)
-            wait_for(lambda rig=rig: not daemons(rig.folder), "the daemon's end")
-            async with offline(qemu, rig.active) as vm:
-                result = await end(vm)
-                failed = isinstance(result, JobFailed)
-                if failed and "mirror" in name:
-                    assert "left there" in result.message
-                    Path(rig.path("vda/copy")).unlink()
-                done = await rig.cleared(vm)
-                assert not (failed and done)
-                check_told(result, name, done=done)
-            rig.verify(done=done, leaks=True)
-            rig.forget_records()
+    for number, point in enumerate(points):
+        rig = OffRig(qemu, CASES[name], tmp_path / f"p{point}")
+        if number % 2:
+            assert run(None, rig, name, point) == -9
+        else:
+            await daemon_killed_at(point, rig)
+        wait_for(lambda rig=rig: not daemons(rig.folder), "the daemon's end")
+        async with offline(qemu, rig.active) as vm:
+            result = await end(vm)
+            failed = isinstance(result, JobFailed)
+            if failed and "mirror" in name:
+                assert "left there" in result.message
+                Path(rig.path("vda/copy")).unlink()
+            done = await rig.cleared(vm)
+            assert not (failed and done)
+            check_told(result, name, done=done)
+        rig.verify(done=done, leaks=True)
+        rig.forget_records()

@@ -14,7 +14,7 @@ import pytest
 from integration.cases import CASES
 from integration.harness import Rig, forget_images
 from integration.known_images import KIB, MIB
-from integration.test_kill import check_told, clients, end
+from integration.test_kill import check_told, end, run
 
 NAMES = ["checkpoint inside", "checkpoint by jobs", "revert inside", "revert by jobs"]
 AFTER = 0.02  # seconds
@@ -48,7 +48,7 @@ def resumed(running):
 
 async def test_killed_client_leaves_qemu_in_the_middle_and_the_next_one_finds_it_done(rig, request):
     name = request.node.callspec.params["rig"]
-    with clients() as run, rig.start() as running:
+    with rig.start() as running:
         running.qmp.wait_event("RESUME")
         assert run(running, rig, name, SENT, AFTER) == -9
         killed = time.time()

@@ -11,7 +11,7 @@ import pytest
 
 from integration.cases import CASES
 from integration.harness import Rig
-from integration.test_kill import check_told, clients, end
+from integration.test_kill import check_told, end, run
 from integration.test_middle import AFTER, memory  # noqa: F401 - a fixture
 from qmpsnap.run.outcome import Done
 
@@ -32,7 +32,7 @@ async def test_killed_client_leaves_a_file_half_written_and_the_next_one_puts_al
     name,
 ):
     rig = Rig(qemu, CASES[name], tmp_path / "rig", memory)
-    with clients() as run, rig.start() as running:
+    with rig.start() as running:
         await rig.prepare()
         async with running.connect() as vm:
             plan = await vm.plan(rig.intent)

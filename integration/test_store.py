@@ -15,7 +15,7 @@ from integration.helpers import launcher
 from integration.known_images import KIB, MIB, content, overwritten
 from integration.machines import CHEAP, blockdev, listing, throttled
 from integration.states import fill, status
-from integration.test_kill import orders
+from integration.test_kill import give
 from qmpsnap.errors import ConnectFailed, JobFailed, MachineDiffers
 from qmpsnap.plan.intent import Checkpoint, MakeStore
 from qmpsnap.plan.vmstate.store import conversion
@@ -163,7 +163,7 @@ async def test_killed_client_leaves_a_valid_checkpoint_and_the_next_call_its_sto
     """kill -9 after every second step, on other QEMUs than the first every fifth; the helper dies, too."""
     step = 1 if everything else 2 if qemu.short == "7.2" else 5
     found = []
-    with machine(*disks(two)) as running, orders() as give:
+    with machine(*disks(two)) as running:
         running.qmp("cont")
         for point in range(step - 1, 40, step):
             name = f"c{point}"

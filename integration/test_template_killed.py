@@ -13,7 +13,7 @@ from integration.known_images import KIB, MIB
 from integration.machines import blockdev, listing
 from integration.processes import until_ended
 from integration.states import status
-from integration.test_kill import orders
+from integration.test_kill import give
 from qmpsnap.errors import Changed, ConnectFailed, LinkLost, NotFound
 
 
@@ -37,7 +37,7 @@ async def test_killed_client_leaves_no_template_or_a_whole_one_and_the_next_call
     step = 1 if everything else 7 if qemu.short == "7.2" else 19
     vda, place, found = images("base <- s1", folder="a"), tmp_path / "templates", []
     place.mkdir()
-    with machine(*blockdev("vda", vda.active)) as running, orders() as give:
+    with machine(*blockdev("vda", vda.active)) as running:
         running.qmp("cont")
         before = listing(running.folder)
         for point in range(step // 2, 120, step):

@@ -13,7 +13,7 @@ from integration.cases import CASES
 from integration.harness import Rig
 from integration.known_images import KIB, MIB, content, overwritten
 from integration.machines import blockdev, wait_for
-from integration.test_kill import clients
+from integration.test_kill import run
 from qmpsnap.errors import Busy
 from qmpsnap.plan.intent import Checkpoint, Snapshot
 
@@ -67,7 +67,7 @@ async def test_wait_finishes_what_a_killed_client_left_and_another_one_ends_mean
     qemu, tmp_path, name, times
 ):
     rig = Rig(qemu, CASES[name], tmp_path / "rig")
-    with clients() as run, rig.start() as running:
+    with rig.start() as running:
         async with running.connect() as vm:
             plan = await vm.plan(rig.intent)
         performed = [step.command for step in plan.steps if step.command != "await-job"]
@@ -93,7 +93,7 @@ async def test_wait_leaves_a_guest_where_it_is_that_was_migrated_away_after_the_
     qemu, tmp_path, name
 ):
     rig = Rig(qemu, CASES[name], tmp_path / "rig")
-    with clients() as run, rig.start() as running:
+    with rig.start() as running:
         await rig.prepare()
         async with running.connect() as vm:
             plan = await vm.plan(rig.intent)
