@@ -138,6 +138,41 @@ async def test_children_and_clones_of_an_old_machine_have_its_memory(qemu, tmp_p
         await check(vm, tmp_path)
 
 
+def mapped(pid, length):
+    """Return where a process has a writable mapping of this length, and the process's memory."""
+    for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+        low, high = (int(word, 16) for word in line.split()[0].split("-"))
+        if high - low == length and " rw-" in line:
+            return low, Path(f"/proc/{pid}/mem")
+    raise AssertionError
+
+
+@pytest.mark.one_qemu
+async def test_children_and_clones_have_what_is_in_other_memory_that_is_shared(qemu, tmp_path):
+    """The storage of a device; the test writes there what the guest would."""
+    length, words = 192 << 10, b"a crash of yesterday"
+    erst = ("-object", f"memory-backend-memfd,id=e,size={length},share=on", "-device", "acpi-erst,memdev=e")
+
+    def kept(vm):
+        place, memory = mapped(vm.pid, length)
+        with memory.open("rb") as opened:
+            opened.seek(place + length // 2)
+            return opened.read(len(words))
+
+    async with started(qemu, tmp_path, *erst) as vm:
+        place, memory = mapped(vm.pid, length)
+        with memory.open("r+b") as opened:
+            opened.seek(place + length // 2)
+            opened.write(words)
+        async with vm.fork(1, directory=tmp_path) as children:
+            assert [kept(child.vm) async for child in children] == [words]
+        template = await vm.freeze_template(tmp_path / "t1")
+        async with template.clone() as clone:
+            assert kept(clone) == words
+        await template.remove()
+        assert kept(vm) == words
+
+
 @pytest.mark.parametrize("what", list(REFUSED))
 @pytest.mark.one_qemu
 async def test_machine_that_cannot_be_forked_is_refused_before_anything_is_changed(qemu, tmp_path, what):

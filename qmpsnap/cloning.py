@@ -13,7 +13,7 @@ from typing import Generic
 from qmpsnap.errors import CommandFailed, MachineDiffers, Unsupported
 from qmpsnap.helper import expendable, loading, throwaway
 from qmpsnap.model.kept_state import KeptState
-from qmpsnap.model.parse_machine import parse_memory
+from qmpsnap.model.parse_machine import parse_memory, parse_shared_memory
 from qmpsnap.model.start import USES_PATH, GuestMemory, Start
 from qmpsnap.model.template import TemplateRecord
 from qmpsnap.model.view import DiskView
@@ -163,12 +163,14 @@ async def memory_of(vm: OneMachine) -> int:
 
 
 async def refuse_other_memory(vm: OneMachine, memory: GuestMemory) -> None:
-    """Refuse a machine unless its memory is the given file, shared or private as given.
+    """Refuse a machine unless its memory is the given file, mapped as given, and it has no other shared one.
+
+    The helper leaves out all shared memory when it saves its state, and a clone loads no shared memory.
 
     Raises:
         MachineDiffers: When it is not; the message names the properties that differ.
 
-    QAPI: qom-get (qom.json).
+    QAPI: qom-get (qom.json), query-memdev (machine.json).
     """
     expected: Mapping[tuple[str, str], object] = {
         ("/machine", "memory-backend"): memory.id,
@@ -186,10 +188,13 @@ async def refuse_other_memory(vm: OneMachine, memory: GuestMemory) -> None:
         return "" if same else f"{name} of {path} is {actual!r}, not {value!r}"
 
     answers = await asyncio.gather(*(differs(*where, value) for where, value in expected.items()))
+    shared = parse_shared_memory(await vm.execute("query-memdev"))
     problems = [answer for answer in answers if answer]
+    problems += [f"the object {name!r} is shared memory, too" for name in shared if name != memory.id]
     if problems:
         raise MachineDiffers(
             f"the launcher did not use the memory that it was given: {'; '.join(problems)}",
             differences=problems,
-            hint="append the arguments of the Start to the command line: [..., *start.arguments]",
+            hint="append the arguments of the Start to the command line ([..., *start.arguments]), and give "
+            "any other memory object share=off",
         )

@@ -25,8 +25,11 @@ ANSWERS: dict[str, object] = {
 class Answering:
     """A machine that answers qom-get, and how much memory it has."""
 
-    def __init__(self, answers: Mapping[str, object], *, plugged: int = 0) -> None:
+    def __init__(
+        self, answers: Mapping[str, object], *, plugged: int = 0, shared: Mapping[str, bool] | None = None
+    ) -> None:
         self._answers = answers
+        self._memdevs = [{"id": name, "share": share} for name, share in (shared or {}).items()]
         self._memory = {"base-memory": 64 << 20, "plugged-memory": plugged}
 
     async def status(self) -> None:
@@ -35,6 +38,8 @@ class Answering:
     async def execute(self, command: str, arguments: Mapping[str, str] | None = None) -> object:
         if command == "query-memory-size-summary":
             return self._memory
+        if command == "query-memdev":
+            return self._memdevs
         assert (command, arguments is None) == ("qom-get", False)
         assert arguments is not None
         asked = f"{arguments['path']} {arguments['property']}"
@@ -66,6 +71,16 @@ async def test_memory_that_is_another_is_refused(changes: dict[str, object], sai
     with pytest.raises(MachineDiffers, match=said) as caught:
         await refuse_other_memory(Answering({**ANSWERS, **changes}), MEMORY)  # type: ignore[arg-type]
     assert len(caught.value.differences) == 1
+
+
+async def test_other_memory_that_is_shared_is_refused() -> None:
+    """What is in it would be lost."""
+    given = {"pc.ram": True, "erst": False}
+    await refuse_other_memory(Answering(ANSWERS, shared=given), MEMORY)  # type: ignore[arg-type]
+    with pytest.raises(MachineDiffers, match="'erst' is shared memory") as caught:
+        await refuse_other_memory(Answering(ANSWERS, shared={**given, "erst": True}), MEMORY)  # type: ignore[arg-type]
+    assert len(caught.value.differences) == 1
+    assert "share=off" in caught.value.hint
 
 
 async def test_memory_with_another_id_and_name_is_looked_for_under_them() -> None:

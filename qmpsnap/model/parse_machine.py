@@ -131,6 +131,13 @@ class MemoryInfo(Reply, frozen=True):
         return self.base_memory + self.plugged_memory
 
 
+class Memdev(Reply, frozen=True):
+    """A memory object. QAPI: query-memdev (machine.json)."""
+
+    share: bool
+    id: str = ""
+
+
 class CpuInfoFast(Reply, frozen=True):
     """A CPU. QAPI: query-cpus-fast (machine.json)."""
 
@@ -258,6 +265,15 @@ def parse_cpu_threads(replies: Sequence[object]) -> tuple[int, ...]:
     """
     cpus = read(list[CpuInfoFast], replies[_CPUS], "query-cpus-fast")
     return tuple(cpu.thread_id for cpu in cpus)
+
+
+def parse_shared_memory(reply: object) -> tuple[str, ...]:
+    """The ids of the memory objects that are shared, from the reply to query-memdev.
+
+    Raises:
+        Malformed: When it is not of the schema's shape.
+    """
+    return tuple(row.id for row in read(list[Memdev], reply, "query-memdev") if row.share)
 
 
 def parse_memory(reply: object) -> MemoryInfo:

@@ -11,12 +11,14 @@ from qmpsnap.model.command_line.options import Option, Pairs, last, machine_key,
 from qmpsnap.model.start import USES_PATH, GuestMemory, Start
 
 _BACKENDS: Final = "memory-backend-"
+_ON: Final = frozenset({"on", "yes", "true"})
 
 
 def with_memory(options: Sequence[Option], start: Start) -> tuple[list[Option], tuple[str, ...]]:
     """Return the options with the memory of a `Start`, and the arguments that have to be appended.
 
-    A memory file that the first QEMU maps shared is never shared with this one.
+    A memory file that the first QEMU maps shared is never shared with this one. If the guest's memory is that
+    of a `Start`, no other object is shared memory: QEMU leaves that out of the VM state then.
 
     Raises:
         Unsupported: When the machine has more than one memory object, or an option cannot be read.
@@ -42,6 +44,9 @@ def with_memory(options: Sequence[Option], start: Start) -> tuple[list[Option], 
             changed.append(_object(start.memory, name))
         elif last(keys, "qom-type") == "memory-backend-file" and _is_written(keys):
             changed.append(_private(option, keys, is_main=name == backend))
+        elif start.memory is not None and _can_be_private(keys):
+            private = [*((key, value) for key, value in keys if key != "share"), ("share", "off")]
+            changed.append(Option("-object", write_keys(private, "qom-type")))
         else:
             changed.append(option)
     if is_replaced:
@@ -51,8 +56,13 @@ def with_memory(options: Sequence[Option], start: Start) -> tuple[list[Option], 
 
 def _is_written(keys: Pairs) -> bool:
     """Whether the guest may write to the file: it is mapped shared, and not read-only."""
-    on = {"on", "yes", "true"}
-    return last(keys, "share") in on and last(keys, "readonly") not in on
+    return last(keys, "share") in _ON and last(keys, "readonly") not in _ON
+
+
+def _can_be_private(keys: Pairs) -> bool:
+    """Whether the memory is shared, and no file: it can be private as well. A memfd is shared by default."""
+    default = {"memory-backend-memfd": "on", "memory-backend-ram": "off"}.get(last(keys, "qom-type"))
+    return default is not None and last(keys, "share", default) in _ON
 
 
 def _object(memory: GuestMemory, name: str) -> Option:

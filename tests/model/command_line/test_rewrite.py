@@ -247,6 +247,25 @@ def test_memory_that_is_shared_with_a_guest_is_not_shared_with_its_copy():
         assert rewritten(private) == private
 
 
+OTHER_MEMORY = {
+    "memory-backend-memfd,id=e,size=1M,share=on": "memory-backend-memfd,id=e,size=1M,share=off",
+    "memory-backend-memfd,id=e,size=1M": "memory-backend-memfd,id=e,size=1M,share=off",
+    "memory-backend-ram,share=on,id=e,size=1M": "memory-backend-ram,id=e,size=1M,share=off",
+    "memory-backend-ram,id=e,size=1M": "memory-backend-ram,id=e,size=1M",
+    "memory-backend-memfd,id=e,size=1M,share=off": "memory-backend-memfd,id=e,size=1M,share=off",
+    "memory-backend-file,id=e,size=1M,mem-path=/e,share=on,readonly=on": (
+        "memory-backend-file,id=e,size=1M,mem-path=/e,share=on,readonly=on"
+    ),
+}
+
+
+@each(("given", "private"), OTHER_MEMORY.items())
+def test_other_memory_is_private_beside_that_of_the_start(given: str, private: str):
+    appended = shlex.join(Start(memory=MEMORY).arguments).replace("'", "")
+    assert rewritten(f"-object {given}", memory=MEMORY) == f"-object {private} {appended}"
+    assert rewritten(f"-object {given}") == f"-object {given}"
+
+
 def test_without_a_directory_sockets_and_logs_lead_nowhere():
     assert rewritten(
         "-serial file:/log -chardev socket,id=c,path=/s,server=on -chardev stdio,id=d,logfile=/l "
