@@ -921,8 +921,8 @@ class VM:
         """Make a template of the guest as it is now, or was at a checkpoint; clones start from it.
 
         First a checkpoint is taken in the mode that pauses the guest for the shortest time; a running guest
-        runs on, a paused one stays paused. A helper QEMU then loads the checkpoint, and writes its memory to
-        a file that clones share. The checkpoint stays, and this machine can be reverted to it.
+        runs on, a paused one stays paused. Then its memory is written to a file that all clones share, and a
+        helper QEMU loads its devices and writes their state. The checkpoint stays, and can be reverted to.
 
         The template is made under another name, synced, and renamed. Beside each layer of the disks lies an
         empty image that is based on it, so that a commit or a deletion finds that it is still needed. After a
