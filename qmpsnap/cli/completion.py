@@ -18,7 +18,7 @@ from qmpsnap.cli.output import emit
 def completion(shell: str) -> None:
     """Print the completion script of SHELL: bash, zsh or fish.
 
-    With -s, or QMPSNAP_SOCKET, disks, layers and jobs complete with those of the running machine.
+    With -s, or QMPSNAP_SOCKET, disks, layers, snapshots and jobs complete with those of the running machine.
     """
     completer = get_completion_class(shell)
     assert completer is not None  # noqa: S101 - click has all three
