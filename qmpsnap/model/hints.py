@@ -64,6 +64,10 @@ _OWN_MEMORY = (
     "has the object that replaces it"
 )
 _OWN_ADDRESS = "another process has that address: a second QEMU of a machine needs another one, or none"
+_PLUGGED = (
+    "a template has no memory that was plugged in: start the machine with as much memory (-m) instead, and "
+    "take another checkpoint"
+)
 
 # Parts of QEMU's messages (util/osdep.c, block.c, block/file-posix.c) and what helps then.
 _HINTS = (
@@ -85,13 +89,15 @@ _HINTS = (
     ("Too many open files", "raise QEMU's limit on open files"),
 )
 
-# The same for the messages of a QEMU that does not start (qom/object.c, util/qemu-sockets.c, net/slirp.c).
+# The same for the messages of a QEMU that does not start (qom/object.c, util/qemu-sockets.c, net/slirp.c,
+# hw/core/machine.c).
 _START_HINTS = (
     _LOCK,
     ("' to object (type 'container')", _OWN_MEMORY),  # /objects
     ("' for object", _OWN_MEMORY),
     ("Address already in use", _OWN_ADDRESS),
     ("host forwarding rule", _OWN_ADDRESS),
+    ("memory size does not match the size of the memory backend", _PLUGGED),
 )
 
 

@@ -35,6 +35,7 @@ def test_hint_for_is_silent_when_there_is_nothing_to_add(description):
         ("-qmp tcp:h:1: Failed to find an available port: Address already in use", "another one, or none"),
         ("-netdev user: could not set up host forwarding rule 'tcp::22-:22'", "another one, or none"),
         ('-blockdev {}: Failed to get shared "write" lock', "fuser"),
+        ("Machine memory size does not match the size of the memory backend", "plugged in"),
         ("could not load kernel 'k': No such file or directory", ""),
         ("attempt to add duplicate property 'mem' to object (type 'container')", "leave out"),
         ("attempt to add duplicate property 'x' to object (type 'pc-q35-machine')", ""),

@@ -150,6 +150,11 @@ async def test_launch_says_how_qemu_ended_and_its_last_words_after_the_greeting(
         "vm1 no longer exists: QEMU ended with status 1: one; two; -device x: no such device"
     )
     assert caught.value.hint == ""
+    dying = "greet(); sys.exit('-qmp unix:/s: Address already in use')"
+    with pytest.raises(ConnectFailed) as caught:
+        async with launch(fake_qemu(dying), name="vm1"):
+            pass
+    assert caught.value.hint.startswith("another process has that address")
 
 
 async def test_launch_says_by_which_signal_qemu_ended():

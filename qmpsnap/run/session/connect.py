@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from qemu.qmp import QMPClient, Runstate
 
 from qmpsnap.errors import ConnectFailed
+from qmpsnap.model.hints import start_hint
 from qmpsnap.run.log import get_logger
 from qmpsnap.run.session.change import Limits, settled
 from qmpsnap.run.session.client import reach
@@ -53,7 +54,7 @@ async def connect(
         sock, peer, client = await reach(address, pid, limit=greeting_limit, recorder=recorder)
     except ConnectFailed as error:
         if last_words is not None and (words := await last_words()):
-            raise ConnectFailed(f"{where} no longer exists: QEMU {words}") from error
+            raise ConnectFailed(f"{where} no longer exists: QEMU {words}", hint=start_hint(words)) from error
         raise
     try:
         session = Session(client, peer, Limits(reply_limit), address=where, owned=sock, last_words=last_words)
