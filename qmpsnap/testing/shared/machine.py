@@ -46,6 +46,9 @@ Ready = Callable[[VM, Path], Awaitable[None]]
 _FAILURES = (QmpsnapError, OSError, TimeoutError)
 _TRIED: Final[tuple[Reset, ...]] = ("memory", "clone", "disks")
 _LATE: Final = "give it more time (--qmpsnap-boot-limit), or run it by itself to see where it stops"
+_NOTHING: Final = "it wrote nothing to its console"
+# /dev/kvm can be there although a guest does not get to its first line under it.
+_SILENT: Final = f"under KVM, try it without (--qmpsnap-accel=tcg); else {_LATE}"
 
 
 class SharedMachine:
@@ -335,8 +338,10 @@ class SharedMachine:
                 if is_late
                 else first_line(error).removesuffix(PRINTED)
             )
-            failed = GuestFailed(f"{text}\n{self.last_lines(booted)}", script="")
-            failed.hint = _LATE if is_late else ""
+            console = self.last_lines(booted)
+            failed = GuestFailed(f"{text}\n{console}", script="")
+            if is_late:
+                failed.hint = _SILENT if console == _NOTHING else _LATE
             raise failed from error
 
     async def _end(self) -> None:
@@ -380,7 +385,7 @@ class SharedMachine:
         if lines := last_lines(console_end(booted.directory)):
             return f"the end of its console:\n{indent(lines, '  ')}"
         if (booted.directory / CONSOLE_LOG).exists():
-            return "it wrote nothing to its console"
+            return _NOTHING
         return f"its console is not known: give QEMU -serial file:{CONSOLE_LOG}"
 
 

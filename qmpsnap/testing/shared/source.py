@@ -159,12 +159,13 @@ def find_qemu(given: str, *, cwd: str = "") -> str:
     """
     directory = Path(cwd, given)
     if directory.is_dir():
-        program = shutil.which(directory / _QEMU)
+        missing, program = f"there is no {_QEMU} in {given!r}", shutil.which(directory / _QEMU)
     else:
+        missing = f"there is no QEMU {given!r}"
         program = shutil.which(directory if "/" in given else given)
     if program is None:
         raise Unsupported(
-            f"there is no QEMU {given!r}",
+            missing,
             feature="qemu",
             hint="install qemu-system-x86, or name a QEMU with --qmpsnap-qemu",
         )

@@ -120,9 +120,16 @@ def test_overrides_are_applied_and_nothing_else(qemu):
     assert changed == Machine(qemu=str(qemu), accel="kvm", memory_mib=64, cpus=2)
 
 
-def test_missing_qemu_names_the_way_out():
-    with pytest.raises(Unsupported, match="there is no QEMU '/nowhere/qemu'") as caught:
-        find_qemu("/nowhere/qemu")
+@each(
+    ("given", "message"),
+    [
+        ("/nowhere/qemu", "there is no QEMU '/nowhere/qemu'"),
+        ("/dev", "there is no qemu-system-x86_64 in '/dev'"),
+    ],
+)
+def test_missing_qemu_names_the_way_out(given, message):
+    with pytest.raises(Unsupported, match=message) as caught:
+        find_qemu(given)
     assert "--qmpsnap-qemu" in caught.value.hint
 
 
