@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 
@@ -45,12 +46,15 @@ def freeze_at_the_job(running):
     """Stop QEMU as it works on the VM state; return the job's id."""
     event = running.qmp.wait_event("JOB_STATUS_CHANGE", status="running")
     running.process.send_signal(signal.SIGSTOP)
+    with contextlib.suppress(PermissionError):
+        os.setpriority(os.PRIO_PROCESS, running.pid, 0)
     return event["data"]["id"]
 
 
 def check_job_wait_ends_it(running, cli, words, job, before):
     """Demand that the guest runs afterwards, and that nothing else is left."""
     running.process.send_signal(signal.SIGCONT)
+    running.qmp("query-status")  # in the job QEMU answers nobody, it may be for longer than a client waits
     if "--via" not in words:  # our `stop` was sent, and nobody sends `cont`
         wait_for(lambda: running.qmp("query-jobs")[0]["status"] == "concluded", "the job's end")
         # Under TCG a guest is stopped for a revert as by a load.

@@ -110,7 +110,7 @@ async def test_a_stopped_qemu_is_waited_for_with_a_warning(images, machine, tmp_
                     await anyio.sleep(0.05)
             assert not task.done()
             os.kill(running.pid, signal.SIGCONT)
-            with anyio.fail_after(SOON):
+            with anyio.fail_after(60):
                 done = await task
             assert done.chains == {"vda": (f"{tmp_path}/base.sn.qcow2", made.active)}
     (warning,) = warnings(caplog)
@@ -239,7 +239,7 @@ async def test_a_job_that_was_left_is_ended_by_the_next_client(images, machine, 
             (job,) = await vm.jobs.list()
             assert (job.id, job.mine) == (caught.value.job_id, True)
             await vm.jobs.pause(job.id)
-            with anyio.fail_after(SOON):
+            with anyio.fail_after(60):
                 while not (await vm.jobs.list())[0].paused:  # QEMU's reply does not wait for that
                     await anyio.sleep(0.01)
             await vm.jobs.resume(job.id)
