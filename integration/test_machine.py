@@ -55,7 +55,8 @@ async def test_guest_boots_with_console_and_port_and_powers_off(deep):
         for disk in disks:
             assert await guest.device(disk.name)
         # 0.4 MB: the guest is not held up, and what is kept has a bound.
-        await guest.run("head -c 400000 /dev/zero | tr '\\0' x > /dev/console; echo the end > /dev/console")
+        flood = "head -c 400000 /dev/zero | tr '\\0' x > /dev/console; echo the end > /dev/console"
+        await guest.run(flood, limit=120)
         await vm.console.wait_for("the end", limit=120)
         assert len(vm.console.tail) <= 64 * 1024
         assert await vm.poweroff(limit=60, ask=guest.poweroff) == "powered-off"

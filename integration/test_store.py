@@ -14,6 +14,7 @@ from integration.cli import Cli
 from integration.helpers import launcher
 from integration.known_images import KIB, MIB, content, overwritten
 from integration.machines import CHEAP, blockdev, listing, throttled
+from integration.processes import until_ended
 from integration.states import fill, status
 from integration.test_kill import give
 from qmpsnap.errors import ConnectFailed, JobFailed, MachineDiffers
@@ -158,7 +159,7 @@ async def test_store_is_complete_or_not_there_when_its_call_is_cancelled(qemu, t
 
 
 async def test_killed_client_leaves_a_valid_checkpoint_and_the_next_call_its_store(
-    qemu, two, machine, everything
+    qemu, two, machine, tmp_path, everything
 ):
     """kill -9 after every second step, on other QEMUs than the first every fifth; the helper dies, too."""
     step = 1 if everything else 2 if qemu.short == "7.2" else 5
@@ -171,6 +172,7 @@ async def test_killed_client_leaves_a_valid_checkpoint_and_the_next_call_its_sto
             async with running.connect() as vm:
                 await vm.checkpoint(name, mode="background")
             ended = give(socket=running.socket, qemu=qemu.version, store=name, point=point)
+            until_ended(running, tmp_path)
             async with running.connect() as vm:
                 mode, file = (await kept(vm))[name]
                 assert file in states(running)
