@@ -112,6 +112,20 @@ def test_page_that_is_sent_again_replaces_what_was_sent_before(records: bytes, e
     assert memory[: 2 * PAGE] == expected
 
 
+def test_pages_of_a_memory_of_more_than_4_gib_are_where_they_belong() -> None:
+    size, far = 8 << 30, (5 << 30) // PAGE + 0xABCDE
+    begin = MAGIC + CONFIGURATION + START + listed(("pc.ram", size)) + FOOTER
+    records = page(far, A, "pc.ram") + page(far + 1, B) + filled(far + 2) + filled(far + 1) + page(far + 3, C)
+    done = RamStream("pc.ram", size).split(memoryview(begin + PART + records + EOS + FOOTER + DEVICES))
+    assert [(offset // PAGE - far, b"".join(views)) for offset, views in done.pages] == [
+        (0, A),
+        (1, B),
+        (1, bytes(PAGE)),
+        (3, C),
+    ]
+    assert b"".join(done.rest) == begin + PART + EOS + FOOTER + DEVICES
+
+
 @each(
     "between",
     [
