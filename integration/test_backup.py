@@ -13,11 +13,10 @@ import pytest
 
 import qmpsnap
 from integration.cli import Cli
-from integration.known_images import KIB, MIB, QEMUS, content, overwritten
+from integration.known_images import KIB, MIB, content, overwritten
 from integration.machines import blockdev, drive, listing, wait_for
 from qmpsnap.errors import Busy, CommandFailed, Interrupted, InvalidTarget, LinkLost
 
-ONE_QEMU = pytest.mark.parametrize("qemu", QEMUS[:1], indirect=True, ids=[QEMUS[0].short])
 SLOW = MIB  # bytes/s: a copy takes a second, long enough to meet
 
 
@@ -136,7 +135,7 @@ def room_left(place):
     return space.f_bavail * space.f_frsize
 
 
-@ONE_QEMU
+@pytest.mark.one_qemu
 async def test_backup_merges_back_what_a_killed_client_has_left(qemu, images, machine, tmp_path):
     made = {name: images("base <- s1", folder=name) for name in ("vda", "vdb")}
     place = tmp_path / "backups"
@@ -178,7 +177,7 @@ async def test_backup_is_one_at_a_time_on_a_disk(images, machine, tmp_path):
             assert refused == [None, "refused"]
 
 
-@ONE_QEMU
+@pytest.mark.one_qemu
 async def test_layer_that_copy_on_read_keeps_writable_is_not_backed_up(images, machine, tmp_path):
     made = images("base")
     words = (*drive("vda", made.active), "-set", "drive.drive-vda.copy-on-read=on")
@@ -195,7 +194,7 @@ async def test_layer_that_copy_on_read_keeps_writable_is_not_backed_up(images, m
             await vm.backup(tmp_path / "backups")
 
 
-@ONE_QEMU
+@pytest.mark.one_qemu
 def test_running_backup_is_listed_with_its_process_which_alone_ends_it(images, machine, tmp_path, temporary):
     made = images("base <- s1")
     second = f"{temporary}/second"  # a monitor serves one client
@@ -254,7 +253,7 @@ async def test_backup_and_look_inside_with_the_machine_off(qemu, images, tmp_pat
     assert qemu.read(done.files["vda"]) == qemu.read(chain[0]) == content(2)
 
 
-@ONE_QEMU
+@pytest.mark.one_qemu
 def test_interrupted_backup_with_the_machine_off(qemu, images, tmp_path):
     made = images("base <- s1")
     (place := tmp_path / "backups").mkdir(mode=0o750)  # the user's, and empty
@@ -301,7 +300,7 @@ def test_interrupted_backup_with_the_machine_off(qemu, images, tmp_path):
     assert len(names(place)) == 2
 
 
-@ONE_QEMU
+@pytest.mark.one_qemu
 def test_backups_on_the_command_line(qemu, images, machine, tmp_path):
     made = images("base <- s1")
     place, back = tmp_path / "backups", tmp_path / "back"

@@ -90,10 +90,8 @@ def two(qemu, images, machine, tmp_path):
     return start
 
 
-@pytest.mark.parametrize("way", ["disks", "in-place", "background"])
+@pytest.mark.parametrize("way", ["disks", "in-place", pytest.param("background", marks=pytest.mark.one_qemu)])
 async def test_group_takes_reverts_and_deletes_a_moment_of_all_machines(qemu, two, tmp_path, way):
-    if qemu is not QEMUS[0] and way == "background":
-        pytest.skip("sampled: the mode's own tests have it on every QEMU")
     was = None
     with two() as running:
         was = Path(running.base).read_bytes()
@@ -397,9 +395,8 @@ async def arrives(guest, count):
     return now
 
 
+@pytest.mark.one_qemu
 async def test_tcp_between_the_guests_goes_on_after_a_revert(qemu, tmp_path):
-    if qemu is not QEMUS[0]:
-        pytest.skip("two guests boot: on one QEMU")
     if not (guest_directory() / "modules/virtio_net.ko").exists():
         pytest.skip("the guest has no driver of a network card: scripts/setup guest fetches it")
     ends = {"a": tmp_path / "net-a", "b": tmp_path / "net-b"}

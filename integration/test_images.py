@@ -65,20 +65,6 @@ def images():
     return Images()
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 64 KiB of its own, without an option, and what mounts it again."""
-    if os.geteuid() != 0:
-        pytest.skip("only root can mount")
-    place = tmp_path / "small"
-    place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", place]
-    if subprocess.run(mount, check=False, capture_output=True).returncode != 0:
-        pytest.skip("mounting is not allowed here")
-    yield place
-    subprocess.run(["umount", place], check=True)
-
-
 def info(run, file):
     return json.loads(run("qemu-img", "info", "--output=json", file))
 
@@ -203,23 +189,25 @@ async def test_create_image_makes_several_at_once(images, tmp_path):
     assert files.backed_by(base) == tuple(f"{tmp_path}/{name}" for name in range(8))
 
 
-async def test_create_image_leaves_nothing_when_the_disk_is_full(images, small_disk):
-    (small_disk / "filler").write_bytes(bytes(56 << 10))
+async def test_create_image_leaves_nothing_when_the_disk_is_full(images, small):
+    place = small("64k")
+    (place / "filler").write_bytes(bytes(56 << 10))
     with pytest.raises(InvalidTarget, match="no space left on the file system"):
         await images.create_image(
-            f"{small_disk}/o", format="qcow2", size_bytes=SIZE, backing="/b", backing_format="raw", like=None
+            f"{place}/o", format="qcow2", size_bytes=SIZE, backing="/b", backing_format="raw", like=None
         )
-    assert [path.name for path in small_disk.iterdir()] == ["filler"]
+    assert [path.name for path in place.iterdir()] == ["filler"]
 
 
-async def test_create_image_says_so_when_the_file_system_is_read_only(images, small_disk):
-    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
-    files = survey.look(Ask(directories=(str(small_disk),)))
-    fact = files.directories[str(small_disk)]
+async def test_create_image_says_so_when_the_file_system_is_read_only(images, small):
+    place = small("64k")
+    subprocess.run(["mount", "-o", "remount,ro", place], check=True)
+    files = survey.look(Ask(directories=(str(place),)))
+    fact = files.directories[str(place)]
     assert (fact.exists, fact.writable, fact.problem) == (True, False, "read-only file system")
     with pytest.raises(InvalidTarget, match="read-only file system"):
         await images.create_image(
-            f"{small_disk}/o", format="qcow2", size_bytes=SIZE, backing="/b", backing_format="raw", like=None
+            f"{place}/o", format="qcow2", size_bytes=SIZE, backing="/b", backing_format="raw", like=None
         )
 
 

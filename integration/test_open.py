@@ -17,12 +17,11 @@ from pathlib import Path
 import pytest
 
 from integration.cli import ROOT, Cli
-from integration.known_images import KIB, MIB, QEMUS, content, overwritten
+from integration.known_images import KIB, MIB, content, overwritten
 from integration.machines import WAYS, blockdev, drive, listing, traced, wait_for
 from qmpsnap.errors import Busy, GraphMismatch, NotInChain, TargetExists
 from qmpsnap.plan.intent import Delete
 
-ONE_QEMU = pytest.mark.parametrize("qemu", QEMUS[:1], indirect=True, ids=[QEMUS[0].short])
 HOWTO = (ROOT / "docs" / "howto" / "look-inside.md").read_text()
 
 
@@ -153,7 +152,7 @@ async def test_open_as_a_file(qemu, images, machine, tmp_path):
                 assert not Path(view.file).exists()
 
 
-@ONE_QEMU
+@pytest.mark.one_qemu
 def test_howto_reads_a_file_out_of_a_snapshot(qemu, machine, tmp_path):
     if shutil.which("debugfs") is None or shutil.which("mkfs.ext4") is None:
         pytest.skip("e2fsprogs are not installed")
@@ -180,7 +179,7 @@ def test_howto_reads_a_file_out_of_a_snapshot(qemu, machine, tmp_path):
         assert cli.end(process).code == 0
 
 
-@ONE_QEMU
+@pytest.mark.one_qemu
 async def test_open_on_the_command_line_leaves_the_monitor_to_others(qemu, images, machine, tmp_path, place):
     made = {name: images("base <- s1", folder=name) for name in ("vda", "vdb")}
     arguments = [word for name, one in made.items() for word in blockdev(name, one.active)]

@@ -53,9 +53,8 @@ async def test_record_replays_to_the_same_results(qemu, images, machine, tmp_pat
     assert again == first
 
 
-async def test_record_cut_anywhere_replays_up_to_there(images, machine, tmp_path, qemu, everything):
-    if qemu is not QEMUS[0]:
-        pytest.skip("the record's end is the same whatever QEMU wrote it")
+@pytest.mark.one_qemu
+async def test_record_cut_anywhere_replays_up_to_there(images, machine, tmp_path, everything):
     record = tmp_path / "session"
     with machine(*blockdev("vda", images("base <- s1").active)) as running:
         async with running.connect(shared_fs=False, record=record) as vm:
@@ -93,11 +92,8 @@ def settled(ended, out):
     return ended, *(timed.sub(r"\1T", text) for text in out)
 
 
-def test_records_of_every_kind_of_verb_replay_to_the_same_output(
-    qemu, images, machine, tmp_path, capsys, everything
-):
-    if qemu is not QEMUS[0] and not everything:
-        pytest.skip("sampled")
+@pytest.mark.one_qemu
+def test_records_of_every_kind_of_verb_replay_to_the_same_output(images, machine, tmp_path, capsys):
     first = []
     with machine(*blockdev("vda", images("base <- s1").active)) as running:
         running.qmp("cont")
@@ -147,9 +143,8 @@ def test_howto_makes_a_unit_test_of_a_session(images, machine, tmp_path):
     assert "the session was another than the recorded one" in suite(code.replace('"monday"', '"tuesday"'))
 
 
-def test_command_line_records_and_replays(qemu, images, machine, tmp_path):
-    if qemu is not QEMUS[0]:
-        pytest.skip("the command line is the same on every QEMU")
+@pytest.mark.one_qemu
+def test_command_line_records_and_replays(images, machine, tmp_path):
     record = tmp_path / "session"
     with machine(*blockdev("vda", images("base <- s1").active)) as running:
         cli = Cli(running)

@@ -84,17 +84,6 @@ def qemu(request, tmp_path):
         process.wait()
 
 
-@pytest.fixture
-def small(tmp_path):
-    """A directory with room for 4 MiB, and a way to enlarge it."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", folder], check=False).returncode:
-        pytest.skip("mounting a tmpfs needs root")
-    yield folder
-    subprocess.run(["umount", "-l", folder], check=True)
-
-
 @contextlib.asynccontextmanager
 async def monitored(qemu):
     async with connect(qemu.socket) as session, JobMonitor(session) as monitor:
@@ -291,7 +280,8 @@ async def test_late_client_finds_a_job_that_ended_meanwhile(qemu):
             await watch.until_concluded()
 
 
-async def test_full_target_pauses_a_job_with_policy_stop_and_goes_on_with_room(qemu, small):
+async def test_full_target_pauses_a_job_with_policy_stop_and_goes_on_with_room(small, qemu):
+    place = small()
     async with monitored(qemu) as (session, monitor):
         await add(session, "t", qemu.image("small/t.qcow2"))
         with monitor.watch(JOB) as watch:
@@ -302,7 +292,7 @@ async def test_full_target_pauses_a_job_with_policy_stop_and_goes_on_with_room(q
             async with monitored_late(monitor) as late:
                 with pytest.raises(JobPaused):
                     await late.until_concluded()
-            subprocess.run(["mount", "-o", "remount,size=64m", small], check=True)
+            subprocess.run(["mount", "-o", "remount,size=64m", place], check=True)
             await session.change("job-resume", {"id": JOB})
             assert (await watch.until_ready()).ready
             assert watch.error_count > 0
@@ -318,7 +308,8 @@ async def monitored_late(monitor):
         yield watch
 
 
-async def test_full_target_fails_a_job_with_policy_report(qemu, small):
+async def test_full_target_fails_a_job_with_policy_report(small, qemu):
+    small()
     async with monitored(qemu) as (session, monitor):
         await add(session, "t", qemu.image("small/t.qcow2"))
         with monitor.watch(JOB) as watch:
@@ -329,7 +320,8 @@ async def test_full_target_fails_a_job_with_policy_report(qemu, small):
         await session.change("quit")
 
 
-async def test_full_target_with_policy_ignore_goes_on_when_there_is_room(qemu, small):
+async def test_full_target_with_policy_ignore_goes_on_when_there_is_room(small, qemu):
+    place = small()
     async with monitored(qemu) as (session, monitor):
         await add(session, "t", qemu.image("small/t.qcow2"))
         with monitor.watch(JOB) as watch:
@@ -340,7 +332,7 @@ async def test_full_target_with_policy_ignore_goes_on_when_there_is_room(qemu, s
                         await watch.until_ready()
                         pytest.fail("ready without room")
             assert (await session.query("query-status"))["running"] is False
-            subprocess.run(["mount", "-o", "remount,size=64m", small], check=True)
+            subprocess.run(["mount", "-o", "remount,size=64m", place], check=True)
             with anyio.fail_after(60):
                 assert (await watch.until_ready()).ready
         await session.change("quit")
