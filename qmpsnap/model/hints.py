@@ -9,8 +9,8 @@ LOAD_FAILED = (
     "revert again, or reset the guest before you resume it: qmpsnap qmp system_reset, then qmpsnap cont"
 )
 NO_DISK_CHANGES = (
-    "no disk can change, so leave the machine out of a group; to keep the memory of a running one: qmpsnap "
-    "save FILE"
+    "no disk can change, so leave the machine out of a group; a checkpoint, a template or a fork needs a "
+    "writable disk, however small; to keep the memory of a running machine: qmpsnap save FILE"
 )
 LOAD_STATE = "load it: qmpsnap restore FILE, or qmpsnap revert NAME --into-incoming"
 RUNS_AGAIN = (
@@ -98,6 +98,8 @@ _START_HINTS = (
     ("Address already in use", _OWN_ADDRESS),
     ("host forwarding rule", _OWN_ADDRESS),
     ("memory size does not match the size of the memory backend", _PLUGGED),
+    ("initrd is too large", "give the machine more memory"),
+    ("cannot set up guest memory", "the host has less memory than that: give the machine less"),
 )
 
 

@@ -36,6 +36,8 @@ def test_hint_for_is_silent_when_there_is_nothing_to_add(description):
         ("-netdev user: could not set up host forwarding rule 'tcp::22-:22'", "another one, or none"),
         ('-blockdev {}: Failed to get shared "write" lock', "fuser"),
         ("Machine memory size does not match the size of the memory backend", "plugged in"),
+        ("qemu: initrd is too large, cannot support.(max: 884735, need 4190316)", "more memory"),
+        ("cannot set up guest memory 'pc.ram': Cannot allocate memory", "machine less"),
         ("could not load kernel 'k': No such file or directory", ""),
         ("attempt to add duplicate property 'mem' to object (type 'container')", "leave out"),
         ("attempt to add duplicate property 'x' to object (type 'pc-q35-machine')", ""),

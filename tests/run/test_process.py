@@ -147,7 +147,7 @@ async def test_launch_says_how_qemu_ended_and_its_last_words_after_the_greeting(
         async with launch(fake_qemu(dying), name="vm1"):
             pass
     assert caught.value.message == (
-        "vm1 no longer exists: QEMU ended with status 1: one; two; -device x: no such device"
+        "vm1 has not started: QEMU ended with status 1: one; two; -device x: no such device"
     )
     assert caught.value.hint == ""
     dying = "greet(); sys.exit('-qmp unix:/s: Address already in use')"

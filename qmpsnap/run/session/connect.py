@@ -54,7 +54,7 @@ async def connect(
         sock, peer, client = await reach(address, pid, limit=greeting_limit, recorder=recorder)
     except ConnectFailed as error:
         if last_words is not None and (words := await last_words()):
-            raise ConnectFailed(f"{where} no longer exists: QEMU {words}", hint=start_hint(words)) from error
+            raise ConnectFailed(f"{where} has not started: QEMU {words}", hint=start_hint(words)) from error
         raise
     try:
         session = Session(client, peer, Limits(reply_limit), address=where, owned=sock, last_words=last_words)

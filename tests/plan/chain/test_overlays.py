@@ -257,7 +257,10 @@ def test_snapshot_refuses_an_ambiguous_disk() -> None:
 def test_snapshot_refuses_a_machine_without_writable_disks() -> None:
     with pytest.raises(NotFound, match="no writable disk") as caught:
         planned(Snapshot("n1"), graph(Disk("cd0")))
-    assert caught.value.hint.endswith("qmpsnap save FILE")
+    assert caught.value.hint == (
+        "no disk can change, so leave the machine out of a group; a checkpoint, a template or a fork needs a "
+        "writable disk, however small; to keep the memory of a running machine: qmpsnap save FILE"
+    )
 
 
 @each("disk", [Disk("vda"), replace(chain("a*"), read_only=True)])
