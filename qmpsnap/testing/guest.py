@@ -326,8 +326,8 @@ async def open_guest(
     Args:
         port: The unix socket of the guest's port (see `guest_argv`).
         limit: Seconds until the guest must answer.
-        vm: See `Guest`, as for `console`.
-        console: See there.
+        vm: See `Guest`.
+        console: See `Guest`.
 
     Raises:
         GuestFailed: When it does not.
