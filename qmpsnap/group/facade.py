@@ -9,11 +9,12 @@ from itertools import combinations
 from secrets import token_hex
 from typing import TypeVar
 
-from qmpsnap.errors import Busy, NotFound, QmpsnapError, TargetError
+from qmpsnap.errors import Busy, Changed, CommandFailed, NotFound, QmpsnapError, TargetError
 from qmpsnap.group.moments import GroupMoment, join
 from qmpsnap.group.together import PATIENCE, WHY_NO_ANSWER, GroupDone, Stops, Together, no_answer, of_machine
 from qmpsnap.model.arguments import Text, check, refuse
 from qmpsnap.model.frozen import Frozen
+from qmpsnap.model.hints import command
 from qmpsnap.model.machine import Status
 from qmpsnap.model.moments import Moments
 from qmpsnap.model.names import is_name
@@ -214,7 +215,7 @@ class Group:
 
         Raises:
             TargetError: When a machine does not answer within 30 s.
-            QmpsnapError: As `VM.stop`.
+            QmpsnapError: As `VM.stop`; `.left` names each guest that QEMU has not resumed.
         """
         await self._each(lambda vm, _: vm.check_stop())
         before = await self._each(lambda vm, _: vm.status())
@@ -224,12 +225,14 @@ class Group:
             try:
                 await asyncio.wait([asyncio.gather(*sent.values(), return_exceptions=True)], timeout=PATIENCE)
                 _check_stopped(sent)
-            except BaseException:
-                again = [asyncio.create_task(self.machines[name].execute("cont")) for name in running]
-                tasks = asyncio.gather(*sent.values(), *again, return_exceptions=True)
+            except BaseException as error:
+                again = {name: asyncio.create_task(self.machines[name].execute("cont")) for name in running}
+                tasks = asyncio.gather(*sent.values(), *again.values(), return_exceptions=True)
                 await settled(tasks, limit=_TO_RESUME)
                 tasks.cancel()  # one that hangs: its answers are awaited for a limited time
                 await settled(tasks, limit=2 * _AFTER_CANCEL)
+                if isinstance(error, QmpsnapError) and (paused := _not_resumed(again)):
+                    error.changed, error.left = Changed.YES, (*error.left, *paused)
                 raise
         return GroupDone(Frozen(), stops.spread_s)
 
@@ -310,6 +313,18 @@ def _check_stopped(sent: Mapping[str, asyncio.Task[object]]) -> None:
             raise of_machine(name, error)
         if error is not None:
             raise error
+
+
+def _not_resumed(resuming: Mapping[str, asyncio.Task[object]]) -> tuple[str, ...]:
+    """The guests that QEMU has refused to resume."""
+    errors = {
+        name: task.exception() for name, task in resuming.items() if task.done() and not task.cancelled()
+    }
+    return tuple(
+        f"the guest of {name} is paused: {command('cont')} ({error.message})"
+        for name, error in errors.items()
+        if isinstance(error, CommandFailed)
+    )
 
 
 async def _moments(vm: VM, _name: str) -> Moments:

@@ -5,7 +5,16 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from qmpsnap.errors import BadArgument, BadName, Busy, NotFound, TargetExists, Unsupported
+from qmpsnap.errors import (
+    BadArgument,
+    BadName,
+    Busy,
+    Changed,
+    CommandFailed,
+    NotFound,
+    TargetExists,
+    Unsupported,
+)
 from qmpsnap.group import Group
 from qmpsnap.model.record import Member
 from qmpsnap.plan.intent import Checkpoint, Commit, Delete, Revert, Snapshot
@@ -161,6 +170,17 @@ async def test_cont_resumes_no_machine_when_one_may_not_be_resumed():
     with pytest.raises(Unsupported, match=r"^b: .*postmigrate"):
         await two.group.cont()
     assert [command for command, _ in two.a.sent] == ["stop"]
+
+
+async def test_stop_names_a_guest_that_qemu_does_not_resume_after_a_failure():
+    two = Two.made()
+    two.b.fail("stop", refused("no"))
+    two.a.fail("cont", refused("not now"))
+    with pytest.raises(CommandFailed, match=r"^b: ") as caught:
+        await two.group.stop()
+    (left,) = caught.value.left
+    assert left.startswith("the guest of a is paused: qmpsnap cont (")
+    assert caught.value.changed is Changed.YES
 
 
 async def test_stop_lets_all_run_again_when_one_cannot_be_paused():
