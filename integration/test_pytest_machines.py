@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 import qmpsnap
+from integration.known_images import QEMUS
 from integration.machines import wait_for
 from integration.suites import NOTHING, Suite
 from qmpsnap import Machine, MachineDisk
@@ -142,6 +143,14 @@ def expected(qemu):
     }
 
 
+def sampled(names, qemu):
+    """All machines on the first QEMU, a third on each other one; and that which differs between them."""
+    number = QEMUS.index(qemu)
+    return [
+        name for place, name in enumerate(names) if number == 0 or place % 3 == number % 3 or name == "nvme"
+    ]
+
+
 @pytest.fixture
 def vhost_user(qemu, tmp_path):
     """A disk that another process serves."""
@@ -158,20 +167,22 @@ def vhost_user(qemu, tmp_path):
 
 
 @pytest.mark.usefixtures("vhost_user")
-def test_default_is_the_fastest_reset_that_is_safe_for_the_machine(qemu, tmp_path, monkeypatch):
+def test_default_is_the_fastest_reset_that_is_safe_for_the_machine(qemu, tmp_path, monkeypatch, everything):
     # Every boot, and every trial, takes a second: what is chosen does not depend on the load of this host.
     clock = SimpleNamespace(monotonic=itertools.count().__next__)
     monkeypatch.setattr(shared_machine, "time", clock)
     found = {}
     with Pool() as pool:
-        for name, (machine, disks) in described(Described(qemu, tmp_path)).items():
+        machines = described(Described(qemu, tmp_path))
+        for name in [*machines] if everything else sampled([*machines], qemu):
+            machine, disks = machines[name]
             source = source_of(machine, disks, None, overrides=Overrides(qemu=str(qemu.system)))
             for test in ("first", "second"):
                 pool.begin(name, source, None, test=test).close()
             account = pool.accounts[-1]
             assert (account.again, len(account.resets)) == ([], 0 if "boot" in account.reset else 1)
             found[name] = account.reset.replace(", a trial took 1.00 s", "")
-    assert found == expected(qemu)
+    assert found == {name: expected(qemu)[name] for name in found}
 
 
 def change_medium(vm, image):

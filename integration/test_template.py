@@ -38,7 +38,7 @@ def sums(template):
     return {file: hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files}
 
 
-async def test_ten_clones_of_a_guest_go_on_each_for_itself(qemu, tmp_path):
+async def test_ten_clones_of_a_guest_go_on_each_for_itself(qemu, tmp_path, times):
     """Also a checkpoint inside a clone, which goes back in place; and nothing of the clones stays."""
     folder = tmp_path / "images"
     folder.mkdir()
@@ -65,12 +65,12 @@ async def test_ten_clones_of_a_guest_go_on_each_for_itself(qemu, tmp_path):
                 await counter(clone).set(100 + number)
                 return clone
 
-            clones = await asyncio.gather(*(begin(number) for number in range(10)))
+            clones = await asyncio.gather(*(begin(number) for number in times(10)))
             await clones[0].checkpoint("inside", mode="in-place")
             await counter(clones[0]).set(5)
             await clones[0].revert("inside")
             counts = await asyncio.gather(*(counter(clone).get() for clone in clones))
-            assert counts == [{"RAM": str(100 + number), "vda": str(100 + number)} for number in range(10)]
+            assert counts == [{"RAM": str(100 + number), "vda": str(100 + number)} for number in times(10)]
         assert sums(template) == frozen
         assert await counter(vm).get() == {"RAM": "8", "vda": "8"}
         await template.remove()
