@@ -57,7 +57,8 @@ class Counter:
 
     async def now(self):
         """The count in RAM; a reader may find nothing, for the shell empties the file before it writes."""
-        return int(await self._run('until n=$(cat /run/count); [ -n "$n" ]; do :; done; echo $n'))
+        # No process is started: the guest shall count, not answer.
+        return int(await self._run("until read -r n < /run/count; do :; done; echo $n"))
 
     async def more(self, rounds):
         """Wait until it has counted so many on; return the count at first."""

@@ -121,7 +121,7 @@ async def test_guest_that_was_rebooted_since_goes_back_in_place_and_counts_on(qe
             back = await vm.run(plan)
             assert 0 < back.standstill_s < back.elapsed_s
             assert (await status(client), await guest.wait_ready()) == ("running", boot)
-            await counter.more(20)
+            await counter.more(5)
         assert await counter.stop() == ""
         assert len(set((await counter.get()).values())) == 1
 

@@ -39,7 +39,7 @@ async def test_guest_goes_back_ten_times_running_and_paused_with_memory_and_disk
         await counter.set(7)
         taken = await vm.run(await vm.plan(Checkpoint("c1", "internal", leave=leave, via=via)))
         assert 0 < taken.standstill_s < taken.elapsed_s
-        for number in times(20):
+        for number in times(10):
             count = str(100 + number)
             await counter.set(count)
             assert set((await counter.get()).values()) == {count}
