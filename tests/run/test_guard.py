@@ -66,17 +66,15 @@ def test_programs_that_do_not_end_by_themselves_are_killed_when_we_are_and_our_f
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP]
-)
-def test_signal_that_whoever_ends_us_sends_to_the_guard_too_does_not_end_it(tmp_path, number):
+def test_signals_that_whoever_ends_us_sends_to_the_guard_too_do_not_end_it(tmp_path):
     place = tmp_path / "place"
     place.mkdir()
     words = [sys.executable, "-c", LEADS, STUBBORN, str(place)]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as leader:
         assert leader.stdout is not None
         group = [*map(int, leader.stdout.readline().split())]
-        os.kill(group[0], number)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP):
+            os.kill(group[0], number)
         leader.send_signal(signal.SIGKILL)
     assert gone_within(30, *group)
     assert not place.exists()

@@ -67,7 +67,7 @@ async def test_script_that_is_killed_takes_all_that_it_has_started_with_it(tmp_p
         async with open_console(console) as shell:
             script = f"echo $((6 * 7)) is printed\n{sleeping_in_a_session(tmp_path / 'pid')}"
             with pytest.raises(GuestFailed, match="killed at its limit") as caught:
-                await shell.run(script, limit=2)
+                await shell.run(script, limit=1)
             assert "42 is printed" in str(caught.value)
             assert gone_within(30, int((tmp_path / "pid").read_text()))
 
@@ -94,7 +94,7 @@ async def test_console_says_when_the_guest_does_not_let_the_user_in():
     with on_a_terminal("sh", "-c", LOGIN) as console:
         await anyio.wait_readable(console.descriptor)
         with pytest.raises(GuestFailed, match=r"refused logins of 'root': \d+") as failed:
-            await enter(console, password="wrong", limit=5)
+            await enter(console, password="wrong", limit=2)
     assert "Login incorrect\nvm login:" in failed.value.output
     assert "vm login: root\nPassword:" in failed.value.output
 

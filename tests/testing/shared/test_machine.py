@@ -42,18 +42,18 @@ async def ready(*_):
 
 async def test_machine_whose_qemu_hangs_is_booted_anew_after_the_limit_of_a_boot(tmp_path):
     start = Starts()
-    machine = SharedMachine(start, [], tmp_path, ready=ready, reset="none", boot_limit=2.0)
+    machine = SharedMachine(start, [], tmp_path, ready=ready, reset="none", boot_limit=1.0)
     async with machine:
         await machine.begin(test="first")
         start.hang()
         await machine.begin(test="second")
     assert len(start.qemus) == 2
-    assert machine.account.again == ["first: QEMU was not reset in 2 s"]
+    assert machine.account.again == ["first: QEMU was not reset in 1 s"]
 
 
 async def test_qemu_that_hangs_while_it_waits_for_a_test_is_replaced(tmp_path):
     start = Starts()
-    machine = SharedMachine(start, [], tmp_path, ready=ready, reset="none", boot_limit=2.0)
+    machine = SharedMachine(start, [], tmp_path, ready=ready, reset="none", boot_limit=1.0)
     async with machine:
         await machine.prepare()
         await machine.begin(test="first")
@@ -65,7 +65,7 @@ async def test_qemu_that_hangs_while_it_waits_for_a_test_is_replaced(tmp_path):
         start.hang()
         await machine.begin(test="third")
     assert len(start.qemus) == 2
-    assert machine.account.again == ["second: QEMU was not reset in 2 s"]
+    assert machine.account.again == ["second: QEMU was not reset in 1 s"]
 
 
 async def test_files_of_a_qemu_are_removed_before_the_next_one_boots(tmp_path):
