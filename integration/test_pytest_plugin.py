@@ -15,10 +15,12 @@ from integration.suites import BARE, NOTHING, Suite
 
 # What each test leaves behind, and finds nothing of: a file in memory, a block on the disk, a snapshot.
 TRACES = """
+import multiprocessing
 import os
 import signal
 import time
 import pytest
+import qmpsnap
 
 READ = "ls /run; dd if=/dev/vda bs=4 count=1 2> /dev/null"
 
@@ -126,6 +128,16 @@ def test_pauses_it(vm):
 def test_is_skipped_in_a_block(vm):
     with vm.events(lambda event: None):
         pytest.skip("no error of the machine")
+
+def asked_in_vain(vm):
+    with pytest.raises(qmpsnap.Unsupported, match="not the one that pytest runs in"):
+        vm.status()
+
+def test_has_another_process_ask(vm):
+    other = multiprocessing.get_context("fork").Process(target=asked_in_vain, args=(vm,), daemon=True)
+    other.start()
+    other.join(60)
+    assert other.exitcode == 0
 
 def test_hangs_it(guest):
     guest.run("(usleep 100000; kill -STOP $PPID) > /dev/null 2>&1 &")
@@ -322,8 +334,8 @@ def one_suite(tmp_path, temporary):
 
 def test_next_test_finds_the_first_state_whatever_one_did(suite):
     ended = suite.run(ROUGH + STRICT)
-    assert (ended.code, ended.counts["passed"], ended.counts["skipped"]) == (0, 8, 1)
-    assert re.search(r"reset: memory, a trial took \S+ s; 1 boot\(s\), 8 reset\(s\)", ended.out)
+    assert (ended.code, ended.counts["passed"], ended.counts["skipped"]) == (0, 9, 1)
+    assert re.search(r"reset: memory, a trial took \S+ s; 1 boot\(s\), 9 reset\(s\)", ended.out)
     assert suite.left() == NOTHING
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, ExitStack
@@ -16,21 +17,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 
+from qmpsnap.errors import Unsupported
+
 if TYPE_CHECKING:
     from anyio.from_thread import BlockingPortal
-
-
-def call(portal: BlockingPortal, function: Callable[..., Any], *arguments: object) -> Any:  # noqa: ANN401 - its result
-    """Call a function in the portal's loop and wait; if the wait is interrupted, cancel the call."""
-    future = portal.start_task_soon(_outcome, function, *arguments)
-    try:
-        result, error = future.result()
-    except BaseException:
-        future.cancel()
-        raise
-    if error is not None:
-        raise error
-    return result
 
 
 async def _outcome(function: Callable[..., Any], *arguments: object) -> tuple[Any, BaseException | None]:
@@ -40,7 +30,7 @@ async def _outcome(function: Callable[..., Any], *arguments: object) -> tuple[An
         return (await result if inspect.isawaitable(result) else result), None
     except (Exception, asyncio.CancelledError):
         raise
-    except BaseException as error:  # noqa: BLE001 - `call` and `Inside` raise it
+    except BaseException as error:  # noqa: BLE001 - `Calls` and `Inside` raise it
         return None, error
 
 
@@ -48,12 +38,41 @@ class Calls:
     """The calls of a plain test; `leave_all` ends what it has entered in the loop, and not left."""
 
     def __init__(self, portal: BlockingPortal) -> None:
-        self.portal: Final = portal
         self.entered: Final[list[Inside]] = []
+        self._portal: Final = portal
+        self._pid: Final = os.getpid()
+
+    @property
+    def portal(self) -> BlockingPortal:
+        """The portal, whose thread a process forked from this one does not have: a call there never ends.
+
+        Raises:
+            Unsupported: In such a process.
+        """
+        if os.getpid() != self._pid:
+            raise Unsupported(
+                "this process is not the one that pytest runs in, and only that one can use the machine",
+                feature="the plugin's machine in a process that a test has forked",
+                hint="use it in the test itself, or in a thread",
+            )
+        return self._portal
 
     def call(self, function: Callable[..., Any], *arguments: object) -> Any:  # noqa: ANN401 - its result
-        """See `call`."""
-        return call(self.portal, function, *arguments)
+        """Call a function in the portal's loop and wait; if the wait is interrupted, cancel the call.
+
+        Raises:
+            Unsupported: In a process that a test has forked.
+            BaseException: What the function raises.
+        """
+        future = self.portal.start_task_soon(_outcome, function, *arguments)
+        try:
+            result, error = future.result()
+        except BaseException:
+            future.cancel()
+            raise
+        if error is not None:
+            raise error
+        return result
 
     def leave_all(self) -> None:
         """Leave each manager that is still entered, the last one first, also if one of them raises."""

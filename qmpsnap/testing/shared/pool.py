@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
@@ -21,7 +22,7 @@ from qmpsnap.run.scratch import scratch
 from qmpsnap.testing.guest import Guest, open_guest
 from qmpsnap.testing.initramfs import PORT_NAME
 from qmpsnap.testing.shared.account import Account
-from qmpsnap.testing.shared.calls import call
+from qmpsnap.testing.shared.calls import Calls
 from qmpsnap.testing.shared.faces import Face
 from qmpsnap.testing.shared.guest_port import has_port, open_woken
 from qmpsnap.testing.shared.kept import keep
@@ -106,16 +107,21 @@ class Pool:
         self._machines: list[_Owned] = []
         self._accounts: list[Account] = []
         self._added = 0
-        self._portal: BlockingPortal
+        self._calls: Calls
         self._directory: Path
+        self._pid: int
 
     def __enter__(self) -> Self:
+        self._pid = os.getpid()
         self._directory = self._stack.enter_context(private_directory())
-        self._portal = self._stack.enter_context(anyio.from_thread.start_blocking_portal("asyncio"))
-        self._stack.callback(self._portal.call, partial(self._portal.stop, cancel_remaining=True))
+        portal = self._stack.enter_context(anyio.from_thread.start_blocking_portal("asyncio"))
+        self._stack.callback(portal.call, partial(portal.stop, cancel_remaining=True))
+        self._calls = Calls(portal)
         return self
 
     def __exit__(self, *_: object) -> None:
+        if os.getpid() != self._pid:  # a process that a test has forked: nothing here is its own
+            return
         with self._stack:
             while self._machines:
                 self._machines.pop().stack.close()
@@ -143,18 +149,18 @@ class Pool:
             self._machines.remove(owned)
         self._machines.append(owned)
         turns = owned.turns
-        machine, booted = call(self._portal, lambda: turns.begin(wanted, test=test))
-        return InUse(self._portal, machine, booted)
+        machine, booted = self._calls.call(lambda: turns.begin(wanted, test=test))
+        return InUse(self._calls, machine, booted)
 
     def _add(self, key: object, source: Source) -> _Owned:
-        bases = call(self._portal, partial(read_bases, source.disks, source.formats, cwd=source.cwd))
+        bases = self._calls.call(partial(read_bases, source.disks, source.formats, cwd=source.cwd))
         with ExitStack() as stack:
             stack.enter_context(unwritable([file for base in bases for file in base.files]))
             machine = self._machine(source, bases, None)
             is_wanted = self._pays and source.repeatable if self._spare is None else self._spare
             spare = self._machine(source, bases, machine.account) if is_wanted else None
             turns = Turns(machine, spare, has_room=self._has_room)
-            stack.enter_context(self._portal.wrap_async_context_manager(turns))
+            stack.enter_context(self._calls.portal.wrap_async_context_manager(turns))
             self._accounts.append(machine.account)
             return _Owned(key, turns, stack.pop_all())
 
@@ -194,14 +200,15 @@ class InUse:
         directory: Sockets, logs and images of its QEMU.
     """
 
-    def __init__(self, portal: BlockingPortal, machine: SharedMachine, booted: Booted) -> None:
-        self._portal = portal
+    def __init__(self, calls: Calls, machine: SharedMachine, booted: Booted) -> None:
+        self._calls = calls
         self._machine = machine
         self._booted = booted
         self._free = [path for path in monitors(booted.directory)[1:] if path not in booted.busy]
         self.directory: Final = booted.directory
-        self.vm: Final = Face[VM](portal, self._connect)
-        self.guest: Final = Face[Guest](portal, self._open_guest, through=partial(_GuestThere, portal))
+        self.vm: Final = Face[VM](calls.portal, self._connect)
+        through = partial(_GuestThere, calls.portal)
+        self.guest: Final = Face[Guest](calls.portal, self._open_guest, through=through)
 
     def monitor(self) -> str:
         """Return the path of a monitor that is not in use.
@@ -260,7 +267,7 @@ class InUse:
 
     def keep(self, folder: Path, *, overlays: bool) -> None:
         """Copy the logs and messages of a failed test into a folder, which is created."""
-        call(self._portal, lambda: keep(self._booted, folder, overlays=overlays))
+        self._calls.call(lambda: keep(self._booted, folder, overlays=overlays))
 
 
 class _GuestThere(Guest):

@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from anyio.from_thread import BlockingPortal, start_blocking_portal
+from anyio.from_thread import start_blocking_portal
 
 from qmpsnap.run.scratch import scratch
 from qmpsnap.testing.replay import Replay, replay
+from qmpsnap.testing.shared.calls import Calls
 
 
 class Replays:
@@ -19,14 +20,14 @@ class Replays:
     Args:
         folder: Directory of records with a relative path.
         place: Directory for the sockets.
-        portal: The event loop that serves them.
+        calls: Calls into the event loop that serves them.
         stack: Ends them.
     """
 
-    def __init__(self, folder: Path, place: Path, portal: BlockingPortal, stack: ExitStack) -> None:
+    def __init__(self, folder: Path, place: Path, calls: Calls, stack: ExitStack) -> None:
         self._folder = folder
         self._place = place
-        self._portal = portal
+        self._calls = calls
         self._stack = stack
         self._served: list[Replay] = []
 
@@ -38,9 +39,10 @@ class Replays:
 
         Raises:
             InvalidTarget: When it cannot be read, is not a record, or has an invalid line.
+            Unsupported: In a process that a test has forked.
         """
         path = self._place / f"{len(self._served)}.sock"
-        served = self._portal.wrap_async_context_manager(replay(self._folder / record, path))
+        served = self._calls.portal.wrap_async_context_manager(replay(self._folder / record, path))
         self._served.append(self._stack.enter_context(served))
         return str(path)
 
@@ -56,4 +58,4 @@ def replays(folder: Path) -> Iterator[Replays]:
     with ExitStack() as stack:
         place = stack.enter_context(scratch())
         portal = stack.enter_context(start_blocking_portal())
-        yield Replays(folder, Path(place), portal, stack)
+        yield Replays(folder, Path(place), Calls(portal), stack)

@@ -10,9 +10,10 @@ import anyio
 import pytest
 from anyio.from_thread import start_blocking_portal
 
-from qmpsnap.testing.shared.calls import Calls, Inside, call
+from qmpsnap.testing.shared.calls import Calls, Inside
 from qmpsnap.testing.shared.faces import Face
 from tests.each import each
+from tests.testing.forked import raised_in_fork
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +62,7 @@ def entered(calls, manager):
 
 def test_call_raises_what_is_no_exception_and_the_loop_goes_on(calls):
     with pytest.raises(pytest.skip.Exception, match="from inside"):
-        call(calls.portal, pytest.skip, "from inside")
+        calls.call(pytest.skip, "from inside")
 
 
 @each("error", [KeyboardInterrupt(), pytest.skip.Exception("why"), ValueError("why")])
@@ -163,3 +164,12 @@ def test_threads_of_a_test_share_one_connection(portal):
         thread.join(60)
     face.close()
     assert (results, len(opened)) == ([6, 6, 6, 6], 1)
+
+
+def test_process_that_a_test_has_forked_is_refused_and_does_not_hang(calls):
+    manager = Manager()
+    with entered(calls, manager):
+        for use in (lambda: calls.call(list), calls.leave_all, entered(calls, manager).__enter__):
+            assert raised_in_fork(use) == "Unsupported"
+        assert manager.log == ["in"]
+    assert manager.log == ["in", "out"]
