@@ -24,6 +24,7 @@ from qmpsnap.own_checkpoint import Own, own, planned
 from qmpsnap.plan.plan import Plan
 from qmpsnap.run.disk import in_thread
 from qmpsnap.run.fast_place import fast_place
+from qmpsnap.run.file_limit import OPERATION, require_room
 from qmpsnap.run.guard import removed_at_death
 from qmpsnap.run.log import get_logger
 from qmpsnap.run.scratch import in_scratch
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 _log = get_logger("qmpsnap.fork")
 _PREFIX: Final = "fork-"
+_OPEN_FILES: Final = 8  # of this process, for each child that `launch` starts
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +192,7 @@ async def fork(
         directory: Directory for the temporary files; "": the system's.
         wake: Called with each of them once its guest runs; None: no function.
     """
+    require_room(2 * OPERATION + count * _OPEN_FILES)
     memory_bytes = await memory_of(vm)
     async with AsyncExitStack() as stack:
         temporary = await stack.enter_async_context(AsyncExitStack())

@@ -23,6 +23,7 @@ from qmpsnap.run import session as sessions
 from qmpsnap.run.accelerator import accelerator
 from qmpsnap.run.channel import Console, Pair, Port, fits_address, listener, pairs
 from qmpsnap.run.event_loop import asyncio_loop
+from qmpsnap.run.file_limit import PROGRAM, require_room
 from qmpsnap.run.images import Images
 from qmpsnap.run.live import LiveTarget
 from qmpsnap.run.paths import absolute
@@ -71,8 +72,8 @@ async def launch(
 
     Raises:
         BadArgument: When an argument is invalid.
-        TargetExists, InvalidTarget: When the record or the socket `qmp` exists or cannot be created, or a log
-            cannot be opened.
+        TargetExists, InvalidTarget: When the record or the socket `qmp` exists or cannot be created, a log
+            cannot be opened, or this process has come to its limit of open files.
         Unsupported: When the machine cannot be started as `start` says; the message names the argument. Also
             when the running event loop is not asyncio's.
         ConnectFailed: When QEMU ends before it is ready; the message says how, with its last output. So does
@@ -100,6 +101,7 @@ async def launch(
         )
 
     channels = _channels(description)
+    require_room(PROGRAM)
     async with AsyncExitStack() as stack:
         recorder = stack.enter_context(recording(None if record is None else absolute("record", record)))
         ends = stack.enter_context(pairs(channels))

@@ -24,6 +24,7 @@ from qmpsnap.plan.intent import SaveDevices
 from qmpsnap.plan.plan import Plan
 from qmpsnap.run import template_files
 from qmpsnap.run.disk import in_thread, made_in_thread
+from qmpsnap.run.file_limit import OPERATION, require_room
 from qmpsnap.run.keepers import Keepers, remove_left
 from qmpsnap.run.template_layers import layers_of, refuse_of_fork, refuse_written
 from qmpsnap.template import Template
@@ -48,6 +49,7 @@ async def freeze(
         launcher: Starts the helper QEMU.
         keepers: As for `template_of`.
     """
+    require_room(2 * OPERATION)  # the checkpoint, and the helper
     await in_thread(partial(template_files.refuse_place, directory))
     await memory_of(vm)
     if keepers:

@@ -999,7 +999,8 @@ class VM:
 
         Raises:
             NotFound: When no checkpoint is called `of`.
-            InvalidTarget: When there is too little space.
+            InvalidTarget: When there is too little space, or this process cannot open enough files: 64, and 8
+                for each child.
             Unsupported: As for `freeze_template`, and when there is no guest.
             Refused, TargetError: As `checkpoint` and the launcher do, before the first child.
             Incomplete: At the end of the block, when the checkpoint stays and the block has raised nothing;

@@ -22,6 +22,7 @@ from qmpsnap.plan.commands.files import remove_orphan
 from qmpsnap.plan.commands.records import record_of
 from qmpsnap.plan.plan import Plan
 from qmpsnap.run.current_operation import CURRENT_OPERATION
+from qmpsnap.run.file_limit import OPERATION, require_room
 from qmpsnap.run.log import get_logger
 from qmpsnap.run.machine_lock import Hold, MachineLock
 from qmpsnap.run.operation import Operation
@@ -91,6 +92,7 @@ class Executor:
             Incomplete: When the operation succeeded and something could not be put away.
             LinkLost: When the link went; `changed` says what is known after one try to connect again.
         """
+        require_room(OPERATION)
         count = self._turns.count + 1  # with our own beginning
         async with self._held() as hold, self._turns.of(plan, wait=wait, hold=hold):
             await hold.take()
@@ -119,6 +121,7 @@ class Executor:
         Raises:
             QmpsnapError: What `make` and `run` raise.
         """
+        require_room(OPERATION)
         async with self._held() as hold:
 
             async def locked() -> Plan:

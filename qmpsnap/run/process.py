@@ -23,6 +23,7 @@ from qmpsnap.errors import ConnectFailed, Unsupported
 from qmpsnap.model.hints import start_hint
 from qmpsnap.model.secrets import masked_all
 from qmpsnap.run.child_output import Output
+from qmpsnap.run.file_limit import PROGRAM, require_room
 from qmpsnap.run.guard import guarded
 from qmpsnap.run.log import get_logger
 
@@ -174,8 +175,9 @@ async def start_program(
         The process, just started.
     Raises:
         ConnectFailed: When the binary cannot be started.
-        InvalidTarget: When the log cannot be opened.
+        InvalidTarget: When the log cannot be opened, or this process can hardly open any more files.
     """
+    require_room(PROGRAM)
     with ExitStack() as stack:
         output = stack.enter_context(closing(Output(log)))
         guard = stack.enter_context(guarded(remove))

@@ -7,7 +7,7 @@ removes them.
 """
 
 # Descriptors need os, and paths stay as QEMU spells them:
-# ruff: noqa: PTH118, PTH120, PTH208
+# ruff: noqa: PTH106, PTH118, PTH120, PTH208
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ class Scratch:
         """
         try:
             self.path, self._lock = _create(parent)
-            if sweeps:
-                _sweep(os.path.dirname(self.path))
         except (OSError, ValueError) as error:
             raise unusable(parent or "TMPDIR", error, "create a directory in") from error
+        if sweeps:
+            sweep((os.path.dirname(self.path),))
 
     def close(self) -> None:
         """Remove it with all that is in it, and unlock it."""
@@ -89,6 +89,9 @@ def _create(parent: str) -> tuple[str, int]:
             lock = open_directory(path, follow=False)
         except FileNotFoundError:  # another process removed it before it was locked
             continue
+        except OSError:
+            os.rmdir(path)
+            raise
         fcntl.flock(lock, fcntl.LOCK_EX)
         if os.fstat(lock).st_nlink:
             return path, lock

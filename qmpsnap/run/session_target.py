@@ -42,6 +42,7 @@ from qmpsnap.run.catalog import Catalog
 from qmpsnap.run.current_operation import CURRENT_OPERATION
 from qmpsnap.run.descriptors import Opened, identity, open_files
 from qmpsnap.run.disk import in_thread
+from qmpsnap.run.file_limit import LOOK, require_room
 from qmpsnap.run.guest import LiveGuest
 from qmpsnap.run.host import Host
 from qmpsnap.run.images import Images
@@ -220,6 +221,7 @@ class SessionTarget(ABC):
 
     def _look(self, asks: Sequence[Ask], graph: Graph) -> list[Files]:
         """Answer all questions; blocking."""
+        require_room(LOOK)
         names, pid = open_names(graph), self._local_pid
         opened = open_files(pid, names) if pid is not None and names else Opened(Frozen())
         if self._shares(graph, opened):

@@ -27,6 +27,7 @@ from qmpsnap.model.record import IntentRecord
 from qmpsnap.model.step import Step
 from qmpsnap.run import survey
 from qmpsnap.run.disk import in_thread
+from qmpsnap.run.file_limit import LOOK, require_room
 from qmpsnap.run.image_headers import image_fact
 from qmpsnap.run.os_errors import reason
 from qmpsnap.run.preflight import ChainsRead
@@ -175,4 +176,5 @@ def graph_of(chains: tuple[ImageChain, ...]) -> Graph:
 
 
 def _look_each(asks: Sequence[Ask], near: Collection[str]) -> list[Files]:
+    require_room(LOOK)
     return [survey.look(ask, near) for ask in asks]

@@ -70,6 +70,7 @@ from qmpsnap.testing.jobs import ScriptedJobs, job_turns
 from qmpsnap.testing.server import Emit, Fail, Return, serve
 from qmpsnap.vm import VM
 from tests.each import each
+from tests.run.limits import free_descriptors
 from tests.run.test_query_guard import schema
 
 if TYPE_CHECKING:
@@ -297,6 +298,8 @@ async def test_look_takes_our_files_for_qemus_when_the_process_has_them_open(
     looked = await target.look(Ask(files=(str(file),)), machine)
     assert (looked.shared, looked.files) == (False, {})
     assert looked.open[str(file)].state == "unknown"
+    with free_descriptors(7), pytest.raises(InvalidTarget, match="too many files open: 7 more"):
+        await target.look(Ask(files=(str(file),)), machine)
     looked = await target.look(Ask(survey=(str(file.parent),)), machine)
     assert (looked.shared, looked.looked_in) == (False, (str(file.parent),))  # it may be QEMU's all the same
 

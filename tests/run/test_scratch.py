@@ -14,6 +14,7 @@ import pytest
 from qmpsnap.errors import InvalidTarget
 from qmpsnap.run.safe_open import private_directory
 from qmpsnap.run.scratch import Scratch, in_scratch, sweep
+from tests.run.limits import free_descriptors
 
 _KILLED = """
 import os, sys
@@ -103,6 +104,16 @@ def test_scratch_leaves_room_for_the_name_of_a_socket(
     made = Scratch()
     made.close()
     assert Path(made.path).parent == Path("/tmp")
+
+
+def test_scratch_of_a_process_at_its_limit_of_open_files_leaves_nothing(tmp_path: Path) -> None:
+    with free_descriptors(0), pytest.raises(InvalidTarget, match="too many files open"):
+        Scratch(str(tmp_path))  # it cannot be locked
+    assert list(tmp_path.iterdir()) == []
+    with free_descriptors(1):
+        made = Scratch(str(tmp_path))  # the directory cannot be swept
+    made.close()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_scratch_says_why_it_cannot_be_created(tmp_path: Path) -> None:

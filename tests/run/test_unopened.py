@@ -12,6 +12,7 @@ from qmpsnap.model.step import Step
 from qmpsnap.run.preflight import read_chains
 from qmpsnap.run.unopened import UnopenedTarget
 from tests.headers import qcow2_bytes
+from tests.run.limits import free_descriptors
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -41,6 +42,12 @@ async def test_a_snapshot_table_that_is_missing_is_refused(target: UnopenedTarge
 async def test_files_are_looked_at(target: UnopenedTarget, tmp_path: Path) -> None:
     files = await target.look(Ask(files=(f"{tmp_path}/base",)), await target.graph())
     assert (files.shared, files.files[f"{tmp_path}/base"].kind) == (True, "regular")
+
+
+async def test_files_do_not_seem_to_be_missing_to_a_process_at_its_limit(target: UnopenedTarget) -> None:
+    seen = await target.graph()
+    with free_descriptors(7), pytest.raises(InvalidTarget, match="too many files open: 7 more"):
+        await target.look(Ask(files=("base",)), seen)
 
 
 async def test_nothing_is_done(target: UnopenedTarget) -> None:
